@@ -1,0 +1,31 @@
+# Every command sets up what it needs: a virtual environment in .venv, torch pinned so that the CPU
+# build is taken where one is at hand.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12)
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+
+.PHONY: demo test lint benchmarks clean
+
+demo: $(VENV)/installed
+	@$(BIN)/glmfuse demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+benchmarks: $(VENV)/installed
+	$(BIN)/python benchmarks/compile_time.py
+
+$(VENV)/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "glmfuse needs Python 3.11 or 3.12; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

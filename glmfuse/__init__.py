@@ -1,0 +1,37 @@
+"""glmfuse: a torch.compile backend for whole-network fusion of GLM-4.5 on Ascend.
+
+`torch.compile(model, backend="glmfuse")` needs no import of this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glmfuse.errors import GlmfuseError
+from glmfuse.options import Options
+from glmfuse.report.report import Report
+
+if TYPE_CHECKING:
+    from glmfuse.explain import explain
+    from glmfuse.lowering.target import Kernel, Target
+    from glmfuse.matching.pattern import require
+    from glmfuse.matching.register import pattern
+
+__all__ = ["GlmfuseError", "Kernel", "Options", "Report", "Target", "explain", "pattern", "require"]
+
+_LAZY = {
+    "explain": "glmfuse.explain",
+    "pattern": "glmfuse.matching.register",
+    "require": "glmfuse.matching.pattern",
+    "Kernel": "glmfuse.lowering.target",
+    "Target": "glmfuse.lowering.target",
+}
+"""Loaded at first use: they bring torch's compiler and the patterns with them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'glmfuse' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,148 @@
+"""The entry point of `torch.compile(model, backend="glmfuse")`: wires the stages together."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from glmfuse.capture import capture_model
+from glmfuse.errors import ExpectationError, OptionError, UnavailableError
+from glmfuse.fuse import Fusion, fuse
+from glmfuse.lowering.engine import Engine, choose_engine
+from glmfuse.lowering.target import Target
+from glmfuse.lowering.targets import TARGETS, reference_for
+from glmfuse.matching.pattern import Pattern
+from glmfuse.options import CONSOLE, Options
+from glmfuse.patterns import PATTERNS
+from glmfuse.report.files import write_graph
+from glmfuse.report.report import GraphReport, Report
+from glmfuse.report.text import render_graph
+
+log = logging.getLogger("glmfuse")
+
+_GRAD = (
+    "glmfuse compiles for inference, and this model's inputs require grad: it is compiled without fusion. "
+    "Call it under torch.no_grad() or torch.inference_mode() to have it fused."
+)
+
+
+def compile_graph(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | Options | None = None,
+) -> Callable[..., Any]:
+    """Dynamo's call for each graph of a model; raises GlmfuseError for what the user can mend."""
+    if mode not in (None, "default"):
+        raise OptionError(f"backend 'glmfuse' has no mode {mode!r}; pass options={{...}} instead.")
+    parsed = Options.parse(options)
+    fusion = fusion_for(parsed)
+    graph = fusion.report.new_graph()
+    engine = choose_engine(parsed.engine, example_inputs, graph.notes.append)
+    graph.engine = engine.name
+    if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs):
+        return _unfused(graph_module, example_inputs, engine, parsed, graph)
+    return capture_model(graph_module, example_inputs, _Compiler(fusion, engine, graph))
+
+
+def fusion_for(options: Options) -> Fusion:
+    """The patterns and targets that these options ask for."""
+    patterns: tuple[Pattern, ...] = (*PATTERNS, *options.patterns)
+    options.check_patterns(pattern.name for pattern in patterns)
+    report = options.report if isinstance(options.report, Report) else Report()
+    return Fusion(options, patterns, _targets(options, patterns, report), report)
+
+
+class _Compiler:
+    """Called by AOT with the aten graph: fuse it, report, and hand it to the engine."""
+
+    def __init__(self, fusion: Fusion, engine: Engine, report: GraphReport) -> None:
+        self.fusion = fusion
+        self.engine = engine
+        self.report = report
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        options = self.fusion.options
+        self.report.bodies.clear()
+        fuse(gm, self.fusion, self.report)
+        try:
+            check_expectation(self.report, options)
+            with self.report.timed("engine"):
+                return self.engine.compile(gm, example_inputs, options.engine_options)
+        finally:
+            publish(self.report, options)
+
+
+def _unfused(
+    graph_module: fx.GraphModule, inputs: Sequence[Any], engine: Engine, options: Options, graph: GraphReport
+) -> Callable[..., Any]:
+    warnings.warn(_GRAD, stacklevel=2)
+    graph.notes.append(_GRAD)
+    publish(graph, options)
+    check_expectation(graph, options)
+    return engine.compile_unfused(graph_module, inputs)
+
+
+def publish(graph: GraphReport, options: Options) -> None:
+    """Send a graph's report where the options and the log levels want it."""
+    log.info("%s", _Lazy(graph))
+    if options.report == CONSOLE:
+        print(render_graph(graph), file=sys.stderr)
+    elif isinstance(options.report, str):
+        log.info("report written to %s.*", write_graph(graph, options.report))
+
+
+def check_expectation(graph: GraphReport, options: Options) -> None:
+    """Raise ExpectationError when a pattern does not have the number of sites demanded."""
+    counts = graph.count()
+    wrong = {name: number for name, number in options.expect.items() if counts[name] != number}
+    if not wrong:
+        return
+    lines = [f"graph {graph.index} does not have the expected sites:"]
+    for name, number in wrong.items():
+        lines.append(f"  {name}: expected {number}, found {counts[name]}")
+        if (miss := graph.closest_miss(name)) is not None:
+            lines.append(f"    closest miss: stopped at {miss.stage}: expected {miss.expected}; found {miss.found}")
+            lines.append(f"    at {miss.node}  {miss.source}".rstrip())
+    lines.extend(f"  note: {note}" for note in graph.notes)
+    raise ExpectationError("\n".join(lines))
+
+
+def _targets(options: Options, patterns: Sequence[Pattern], report: Report) -> tuple[Target, ...]:
+    known = {target.name: target for target in (*TARGETS, reference_for(patterns))}
+    if options.targets is None:
+        usable = []
+        for target in known.values():
+            if (reason := target.unavailable()) is None:
+                usable.append(target)
+            else:
+                report.note(f"target {target.name!r} passed over: {reason}")
+        return tuple(usable)
+    return tuple(_target(item, known) for item in options.targets)
+
+
+def _target(item: Any, known: Mapping[str, Target]) -> Target:
+    if isinstance(item, Target):
+        return item
+    if item not in known:
+        raise OptionError.unknown("target", [item], known)
+    if (reason := known[item].unavailable()) is not None:
+        raise UnavailableError("target", item, reason)
+    return known[item]
+
+
+class _Lazy:
+    """A graph's report, rendered only when a log handler wants it."""
+
+    def __init__(self, graph: GraphReport) -> None:
+        self.graph = graph
+
+    def __str__(self) -> str:
+        return render_graph(self.graph)

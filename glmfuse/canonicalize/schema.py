@@ -1,0 +1,89 @@
+"""Arguments in full: every call is compared by its whole schema, keywords and defaults included."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from glmfuse.canonicalize.term import Op, Term
+
+_VALUE_NEUTRAL = frozenset({"memory_format", "non_blocking", "pin_memory"})
+"""Arguments that choose where and how a result lies in memory, never what it is."""
+
+_OUTPUT_DIMS = frozenset({torch.ops.aten.unsqueeze.default, torch.ops.aten.stack.default})
+"""Operators whose `dim` counts the dimensions of the result."""
+
+
+@cache
+def parameters(op: OpOverload) -> tuple[tuple[str, Any, bool], ...]:
+    """(name, default, whether the argument is a dimension of the first tensor) for each argument."""
+    return tuple(
+        (
+            argument.name,
+            argument.default_value if argument.has_default_value() else None,
+            argument.name in ("dim", "dims") and op not in _OUTPUT_DIMS,
+        )
+        for argument in op._schema.arguments
+    )
+
+
+def full_arguments(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Positional, keyword and defaulted arguments as one tuple in the order of the schema.
+
+    `sum(x, [-1])` and `sum(x, dim=(2,), keepdim=False, dtype=None)` of a 3-D x give the same tuple:
+    negative dimensions are counted from the front. An operator without a schema keeps its arguments.
+    """
+    if not isinstance(op, OpOverload):
+        return (*args, *((name, kwargs[name]) for name in sorted(kwargs)))
+    rank = _rank(args)
+    full = []
+    for position, (name, default, is_dim) in enumerate(parameters(op)):
+        value = args[position] if position < len(args) else kwargs.get(name, default)
+        if name in _VALUE_NEUTRAL:
+            value = None
+        elif is_dim and rank is not None:
+            value = _from_front(value, rank)
+        full.append(tuple(value) if isinstance(value, list) else value)
+    return tuple(full)
+
+
+def is_pure(op: Op) -> bool:
+    """Whether equal arguments always give equal results and nothing is written."""
+    if isinstance(op, OpOverload):
+        return not op._schema.is_mutable and torch.Tag.nondeterministic_seeded not in op.tags
+    return getattr(op, "__module__", "") in ("_operator", "math")
+
+
+def written_arguments(op: OpOverload) -> tuple[int, ...]:
+    """Positions of the arguments that the operator writes in place."""
+    return tuple(
+        position
+        for position, argument in enumerate(op._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def is_view(op: Op) -> bool:
+    """Whether a result of the operator shares memory with its first argument."""
+    if not isinstance(op, OpOverload):
+        return op.__name__ == "getitem"
+    return any(result.alias_info is not None for result in op._schema.returns)
+
+
+def _rank(args: tuple[Any, ...]) -> int | None:
+    for arg in args:
+        first = arg[0] if isinstance(arg, (list, tuple)) and arg else arg
+        if isinstance(first, Term):
+            return first.val.dim() if isinstance(first.val, torch.Tensor) else None
+    return None
+
+
+def _from_front(dim: Any, rank: int) -> Any:
+    if isinstance(dim, (list, tuple)):
+        return tuple(_from_front(item, rank) for item in dim)
+    if isinstance(dim, int) and not isinstance(dim, bool) and -rank <= dim < 0:
+        return dim + rank
+    return dim

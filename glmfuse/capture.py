@@ -1,0 +1,108 @@
+"""From functions to aten graphs: the model by functorch's AOT, patterns by the tracer that AOT runs on.
+
+Both give the same spelling, operator for operator (`decompositions=None`); the tests hold them together.
+Patterns are pure, so AOT's functionalisation would add time (three times as much) and no meaning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import sympy
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+class Compiler(Protocol):
+    """Makes a boxed callable of an aten graph; the arguments have the names that AOT uses."""
+
+    def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """The compiled graph."""
+
+
+def capture_model(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], compiler: Compiler
+) -> Callable[..., Any]:
+    """Lower a Dynamo graph to aten and give it to `compiler`.
+
+    Nothing is decomposed; writes to inputs stay in the graph as `copy_`. A symbolic float, which
+    `dynamic=True` makes of every eps and scale, is fixed at its value: that adds the guard on the
+    Python float which Dynamo would have added without `dynamic`.
+    """
+    for value in example_inputs:
+        if isinstance(value, torch.SymFloat):
+            float(value)
+    return aot_module_simplified(
+        graph_module,
+        list(example_inputs),
+        fw_compiler=compiler,
+        inference_compiler=compiler,
+        decompositions={},
+        keep_inference_input_mutations=True,
+    )
+
+
+def trace(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """The aten graph of `function(*inputs)`, inference only; the inputs are fake tensors of one mode."""
+    with isolated(), torch.no_grad():
+        return make_fx(function, tracing_mode="real", _allow_non_fake_inputs=False)(*inputs)
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Step out of the compilation that is under way: no mode of its, no guard reaches it."""
+    with tracing(None), _disable_current_modes():
+        yield
+
+
+class Fresh:
+    """Fake tensors over fresh symbols, so that tracing adds guards here and never to the model."""
+
+    def __init__(self, hints: Mapping[sympy.Symbol, int] | None = None) -> None:
+        self.shape_env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shape_env)
+        self._fresh = {symbol: self._symbol(index, hint) for index, (symbol, hint) in enumerate((hints or {}).items())}
+        self._hints = {self._fresh[symbol]: max(hint, 2) for symbol, hint in (hints or {}).items()}
+
+    def _symbol(self, index: int, hint: int) -> sympy.Symbol:
+        source = ConstantSource(f"__glmfuse_size_{index}")
+        symbol = self.shape_env.create_symbol(max(hint, 2), source=source, dynamic_dim=DimDynamic.DYNAMIC)
+        size: Any = self.shape_env.create_symintnode(symbol, hint=max(hint, 2))
+        return size.node.expr
+
+    def empty(
+        self,
+        shape: Sequence[int | sympy.Expr],
+        stride: Sequence[int | sympy.Expr] | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """A fake tensor; sizes and strides may be expressions of the symbols given as hints."""
+        with isolated(), self.mode:
+            size = [self._size(item) for item in shape]
+            if stride is None:
+                return torch.empty(size, dtype=dtype, device=device)
+            return torch.empty_strided(size, [self._size(item) for item in stride], dtype=dtype, device=device)
+
+    def _size(self, size: int | sympy.Expr) -> int | torch.SymInt:
+        if isinstance(size, int):
+            return size
+        expr = size.xreplace(self._fresh)
+        return self.shape_env.create_symintnode(expr, hint=int(expr.xreplace(self._hints)))
+
+    def theirs(self, expr: sympy.Expr) -> sympy.Expr:
+        """An expression of the fresh symbols in the symbols that they stand for."""
+        return expr.xreplace({fresh: symbol for symbol, fresh in self._fresh.items()})
+
+    def guards(self) -> tuple[sympy.Basic, ...]:
+        """What tracing took for granted, in the symbols that the fresh ones stand for."""
+        return tuple(self.theirs(guard.expr) for guard in self.shape_env.guards)

@@ -1,0 +1,1 @@
+"""Where kernels come from and who compiles the graph: targets and engines."""

@@ -1,0 +1,97 @@
+"""A target is a name and a table from pattern to kernel; its ops live in a namespace of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from glmfuse.matching.pattern import Pattern
+from glmfuse.matching.register import reference_function
+from glmfuse.matching.select import Request
+
+
+def takes_all(request: Request) -> str | None:
+    """`supports` of a kernel that takes every site."""
+    return None
+
+
+def saved_launches(request: Request) -> float:
+    """`gain` of a kernel that is one launch: the launches of the operators that it replaces, less one."""
+    return request.compute_nodes - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel for one pattern.
+
+    fn: called with the pattern's arguments by name, None for what is absent; returns fresh tensors laid
+    out as the pattern function's. supports: None, or why the kernel does not take a site. gain: what
+    fusing saves there, in launches or their worth.
+    """
+
+    fn: Callable[..., Any]
+    supports_fn: Callable[[Request], str | None] = takes_all
+    gain_fn: Callable[[Request], float] = saved_launches
+
+    def supports(self, request: Request) -> str | None:
+        """None when the kernel takes the site, otherwise the reason."""
+        return self.supports_fn(request)
+
+    def gain(self, request: Request) -> float:
+        """What fusing the site saves."""
+        return self.gain_fn(request)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A named table of kernels. unavailable: why the target cannot be used here, or None."""
+
+    name: str
+    kernels: Mapping[str, Kernel]
+    unavailable: Callable[[], str | None] = field(default=lambda: None)
+    is_inlined: bool = False
+    _ops: dict[OpOverload, OpOverload] = field(default_factory=dict)
+
+    def op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
+        """The op that runs this target's kernel, `glmfuse_<target>::<pattern>`; made at first use."""
+        if self.is_inlined:
+            return reference
+        if reference not in self._ops:
+            self._ops[reference] = self._make_op(pattern, reference)
+        return self._ops[reference]
+
+    def _make_op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
+        namespace = f"glmfuse_{self.name}"
+        schema = reference._schema
+        names = [argument.name for argument in schema.arguments]
+        overload = schema.overload_name
+        qualified = f"{namespace}::{pattern.name}" + (f".{overload}" if overload else "")
+        library = _library(namespace)
+        library.define(str(schema).partition("::")[2])
+        torch.library.impl(qualified, "CompositeExplicitAutograd", self._kernel_function(pattern, names), lib=library)
+        torch.library.register_fake(qualified, reference_function(pattern, names), lib=library)
+        op: OpOverload = getattr(getattr(getattr(torch.ops, namespace), pattern.name), overload or "default")
+        return op
+
+    def _kernel_function(self, pattern: Pattern, names: list[str]) -> Callable[..., Any]:
+        kernel = self.kernels[pattern.name]
+
+        def run(*values: Any) -> Any:
+            arguments: dict[str, Any] = {p.name: None for p in pattern.parameters}
+            arguments.update(zip(names, values, strict=True))
+            return kernel.fn(**arguments)
+
+        return run
+
+
+_LIBRARIES: dict[str, torch.library.Library] = {}
+
+
+def _library(namespace: str) -> torch.library.Library:
+    if namespace not in _LIBRARIES:
+        _LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
+    return _LIBRARIES[namespace]

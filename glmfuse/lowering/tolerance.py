@@ -1,0 +1,27 @@
+"""How far a fused site may be from the subgraph that it replaces: one table, each row with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import torch
+
+RELATIVE_L2: Final[Mapping[torch.dtype, float]] = MappingProxyType(
+    {
+        # Sums of up to 12288 products in another order: about sqrt(12288) roundings of 2^-24 each.
+        torch.float32: 1e-5,
+        # One rounding to 11 bits where the other side has two: 2^-11, with room for a second.
+        torch.float16: 1e-3,
+        # One rounding to 8 bits where the other side has two: 2^-8, with room for a second.
+        torch.bfloat16: 8e-3,
+        # float64 only serves as an oracle; the sums as in float32, with 53 bits.
+        torch.float64: 1e-13,
+    }
+)
+
+
+def allowed(dtype: torch.dtype) -> float:
+    """The largest relative L2 error for a dtype; 0 for integers and booleans, which are exact."""
+    return RELATIVE_L2.get(dtype, 0.0)

@@ -1,0 +1,1 @@
+"""From canonical terms to a plan, and the plan into the graph."""

@@ -1,0 +1,227 @@
+"""The proof at the site: the pattern function, traced on the site's own inputs, is the site's graph.
+
+The search is loose about literals that depend on sizes. Here the function is traced again with the
+dtypes, shapes, strides and scalars found, over fresh symbols, and compared with nothing left free. What
+the trace took for granted about symbolic sizes must already be known of the model's; so the model gets
+no guard, and a site that would need one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in
+from glmfuse.canonicalize.term import shape_of, size_of
+from glmfuse.capture import Fresh
+from glmfuse.errors import GlmfuseError
+from glmfuse.matching.cone import Cone, cone_of
+from glmfuse.matching.index import Index
+from glmfuse.matching.match import Match, Mismatch, Stage
+from glmfuse.matching.matcher import match_outputs
+from glmfuse.matching.pattern import ConstraintError, Pattern, Variant
+from glmfuse.matching.search import Literal, SearchGraph, Spec, Traced, trace_pattern
+
+_ANY_SIZE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A tensor without its data; sizes and strides are numbers or expressions of the model's symbols."""
+
+    shape: tuple[int | sympy.Expr, ...]
+    stride: tuple[int | sympy.Expr, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, val: torch.Tensor) -> Layout:
+        """Read a fake tensor's layout; adds no guard."""
+        return cls(shape_of(val), tuple(size_of(step) for step in val.stride()), val.dtype, val.device)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What is known of the model's symbolic sizes; asking never adds a guard."""
+
+    shape_env: ShapeEnv | None = None
+
+    def hint(self, symbol: sympy.Symbol) -> int:
+        """The size that the model was traced with, or any where it has none."""
+        known = _hints_of(self.shape_env).get(symbol)
+        return _ANY_SIZE if known is None else int(known)
+
+    def fulfil(self, condition: sympy.Basic) -> bool:
+        """Whether a condition on sizes holds for certain."""
+        if self.shape_env is None or not condition.free_symbols:
+            return condition == sympy.true
+        return self.shape_env._maybe_evaluate_static(condition) == sympy.true
+
+
+def _hints_of(shape_env: ShapeEnv | None) -> Mapping[sympy.Symbol, Any]:
+    """The sizes that tracing saw; torch 2.12 and older have them under the shorter name."""
+    if shape_env is None:
+        return {}
+    found: Mapping[sympy.Symbol, Any] = getattr(shape_env, "backed_var_to_val", None) or shape_env.var_to_val
+    return found
+
+
+NO_SIZES = ModelSizes()
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTrace:
+    """The pattern function traced at one kind of site.
+
+    graph: the search graph without anything free. outputs: what it returns. body: the aten graph with
+    inner patterns expanded, whose placeholders are `tensors` in order. guards: what must be known.
+    """
+
+    graph: SearchGraph
+    outputs: tuple[Layout, ...]
+    tensors: tuple[str, ...]
+    body: fx.GraphModule
+    guards: tuple[sympy.Basic, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A proven match and the captured nodes behind it; `inputs` are the nodes that its arguments are."""
+
+    match: Match
+    trace: SiteTrace
+    inputs: Mapping[str, fx.Node | None]
+    cone: Cone
+
+
+@dataclass(slots=True)
+class Checker:
+    """Proves matches; one for a graph, with the traces shared by sites of one kind in all graphs."""
+
+    canonical: Canonical
+    index: Index
+    traces: dict[Any, SiteTrace]
+    sizes: ModelSizes = field(default_factory=ModelSizes)
+    position: dict[fx.Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Number the nodes, to tell which of several comes first."""
+        self.position.update((node, index) for index, node in enumerate(self.canonical.graph.nodes))
+
+    def check(self, match: Match) -> Site | Mismatch:
+        """The site of this match, or the first thing about it that does not hold."""
+        cone = cone_of(self.canonical, match, self.position)
+        if cone.strays:
+            return match.refused(Stage.CHECK, "stray", "only arguments of the pattern", f"also {cone.strays[0]}")
+        inputs = {name: self.node_of(term, cone) for name, term in match.inputs.items()}
+        layouts = {name: Layout.of(node.meta["val"]) for name, node in inputs.items() if node is not None}
+        try:
+            trace = self.trace(match, layouts)
+        except GlmfuseError:
+            raise
+        except Exception as error:  # whatever the function raises, it does not take these inputs
+            return match.refused(Stage.CHECK, "trace", "a function that takes these inputs", _first_line(error))
+        if (mismatch := match_outputs(self.index, trace.graph, match)) is not None:
+            return replace(mismatch, stage=Stage.CHECK, nodes=match.inner)
+        for guard in trace.guards:
+            if not self.sizes.fulfil(guard):
+                return match.refused(Stage.CHECK, "guard", f"sizes known to fulfil {guard}", "sizes that may not")
+        site = Site(match, trace, inputs, cone)
+        return _wrong_output(site) or _broken_constraint(site, layouts) or site
+
+    def node_of(self, term: Term | None, cone: Cone) -> fx.Node | None:
+        """The captured node that holds an argument, where the site reads it."""
+        return None if term is None else cone.reads.get(term) or self.canonical.members[term][0]
+
+    def trace(self, match: Match, layouts: Mapping[str, Layout]) -> SiteTrace:
+        """The pattern traced on such inputs; traced once for each kind of site."""
+        scalars = match.scalars
+        hints = {symbol: self.sizes.hint(symbol) for symbol in sorted(_symbols(layouts), key=str)}
+        key = (match.pattern, match.variant, tuple(layouts.items()), tuple(scalars.items()), tuple(hints.items()))
+        if key not in self.traces:
+            self.traces[key] = _trace(match.pattern, match.variant, layouts, scalars, hints)
+        return self.traces[key]
+
+
+def _trace(
+    pattern: Pattern,
+    variant: Variant,
+    layouts: Mapping[str, Layout],
+    scalars: Mapping[str, Any],
+    hints: Mapping[sympy.Symbol, int],
+) -> SiteTrace:
+    fresh = Fresh(hints)
+    tensors = {name: fresh.empty(at.shape, at.stride, at.dtype, at.device) for name, at in layouts.items()}
+    traced = trace_pattern(pattern, tensors, scalars)
+    body = trace_pattern(pattern, tensors, scalars, as_ops=False).graph_module
+    outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
+    graph = _exact(pattern, variant, traced, fresh.theirs)
+    return SiteTrace(graph, outputs, tuple(tensors), body, fresh.guards())
+
+
+def _exact(pattern: Pattern, variant: Variant, traced: Traced, theirs: Callable[[Any], Any]) -> SearchGraph:
+    inner = tuple(term for term in traced.live() if term.op is not INPUT)
+    specs = {term: tuple(_literal(arg, theirs) for arg in term.args) for term in inner}
+    names = {term: name for name, term in traced.inputs.items()}
+    return SearchGraph(pattern, variant, traced.inputs, names, inner, traced.outputs, specs)
+
+
+def _literal(arg: Any, theirs: Callable[[Any], Any]) -> Spec:
+    if isinstance(arg, Term):
+        return arg
+    if isinstance(arg, tuple) and any(True for _ in terms_in(arg)):
+        return tuple(_literal(item, theirs) for item in arg)
+    return Literal(_translate(arg, theirs))
+
+
+def _translate(value: Any, theirs: Callable[[Any], Any]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_translate(item, theirs) for item in value)
+    return theirs(value) if isinstance(value, sympy.Expr) else value
+
+
+def _in_model_symbols(layout: Layout, theirs: Callable[[Any], Any]) -> Layout:
+    return Layout(_translate(layout.shape, theirs), _translate(layout.stride, theirs), layout.dtype, layout.device)
+
+
+def _symbols(layouts: Mapping[str, Layout]) -> set[sympy.Symbol]:
+    sizes = [size for layout in layouts.values() for size in (*layout.shape, *layout.stride)]
+    return set().union(*(size.free_symbols for size in sizes if isinstance(size, sympy.Expr)))
+
+
+def _wrong_output(site: Site) -> Mismatch | None:
+    """Every node replaced must get a tensor laid out alike: views downstream rely on strides."""
+    for expected, nodes in zip(site.trace.outputs, site.cone.outputs, strict=True):
+        for node in nodes:
+            found = Layout.of(node.meta["val"])
+            if _significant(expected) != _significant(found):
+                return site.match.refused(Stage.CHECK, "layout", str(expected), str(found), node)
+    return None
+
+
+def _significant(layout: Layout) -> tuple[Any, ...]:
+    steps = tuple(step for size, step in zip(layout.shape, layout.stride, strict=True) if size != 1)
+    return (layout.shape, layout.dtype, layout.device, () if 0 in layout.shape else steps)
+
+
+def _broken_constraint(site: Site, layouts: Mapping[str, Layout]) -> Mismatch | None:
+    match = site.match
+    values = {name: node.meta["val"] if node is not None else None for name, node in site.inputs.items()}
+    values.update(match.scalars)
+    for constraint in match.pattern.constraints:
+        names = constraint.__code__.co_varnames[: constraint.__code__.co_argcount]
+        try:
+            constraint(**{name: values.get(name) for name in names})
+        except ConstraintError as error:
+            return match.refused(Stage.CONSTRAINT, "constraint", str(error), str(error.found))
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

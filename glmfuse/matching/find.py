@@ -1,0 +1,169 @@
+"""Matching a whole graph: level by level, each pattern in each variant around its rarest operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from glmfuse.canonicalize import INPUT, Canonical, Op, Term, terms_in
+from glmfuse.matching.check import NO_SIZES, Checker, ModelSizes, Site, SiteTrace
+from glmfuse.matching.escape import is_cheap
+from glmfuse.matching.index import Definition, Index
+from glmfuse.matching.match import Match, Mismatch
+from glmfuse.matching.matcher import match_at
+from glmfuse.matching.pattern import NAMESPACE, Pattern
+from glmfuse.matching.search import SearchGraph, search_graph, variants
+
+Missed = Mapping[str, set[Term]]
+"""By pattern name, the values at which it nearly matched."""
+
+
+@dataclass(slots=True)
+class Found:
+    """All that matching has to say about a graph: proven sites, and the nearest misses."""
+
+    sites: list[Site] = field(default_factory=list)
+    misses: list[Mismatch] = field(default_factory=list)
+
+
+def find(
+    canonical: Canonical,
+    patterns: Sequence[Pattern],
+    traces: dict[Any, SiteTrace],
+    sizes: ModelSizes = NO_SIZES,
+) -> Found:
+    """Every site of these patterns (with all that they call among them), smallest patterns first."""
+    index = Index.of(canonical)
+    checker = Checker(canonical, index, traces, sizes)
+    found = Found()
+    dtypes = _float_dtypes(canonical)
+    for level in sorted({pattern.level for pattern in patterns}):
+        sites = [
+            site
+            for pattern in patterns
+            if pattern.level == level
+            for site in _find_pattern(pattern, index, checker, dtypes, found.misses)
+        ]
+        for site in sites:
+            index.add(site.match)
+        found.sites.extend(sites)
+    _near_misses(patterns, index, dtypes, found)
+    return found
+
+
+def _find_pattern(
+    pattern: Pattern, index: Index, checker: Checker, dtypes: Iterable[torch.dtype], misses: list[Mismatch]
+) -> list[Site]:
+    sites: dict[Any, Site] = {}
+    refused: dict[Any, Mismatch] = {}
+    for graph in _graphs(pattern, dtypes):
+        if any(not index.occurrences(op) for op in graph.ops):
+            continue
+        anchor = _rarest(graph, index)
+        for at in tuple(index.occurrences(anchor.op)):
+            result = match_at(index, graph, anchor, at)
+            if isinstance(result, Mismatch):
+                continue
+            key = (result.inner, frozenset(result.inputs.values()))
+            if key in sites:
+                continue
+            checked = checker.check(result)
+            if isinstance(checked, Site):
+                sites[key] = checked
+                refused.pop(key, None)
+            else:
+                refused.setdefault(key, checked)
+    misses.extend(miss for key, miss in refused.items() if key not in sites)
+    return list(sites.values())
+
+
+def _graphs(pattern: Pattern, dtypes: Iterable[torch.dtype]) -> Iterable[SearchGraph]:
+    return (search_graph(pattern, variant, dtype) for variant in variants(pattern) for dtype in dtypes)
+
+
+def _rarest(graph: SearchGraph, index: Index) -> Term:
+    return min(graph.terms, key=lambda term: len(index.occurrences(term.op)))
+
+
+def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
+    vals = (term.val for term in canonical.terms if term.op is INPUT)
+    found = {val.dtype for val in vals if isinstance(val, torch.Tensor) and val.dtype.is_floating_point and val.dim()}
+    return tuple(sorted(found, key=str))
+
+
+def _near_misses(patterns: Sequence[Pattern], index: Index, dtypes: Sequence[torch.dtype], found: Found) -> None:
+    """Try the values that no match of any pattern covers; keep what looks like half a pattern or more."""
+    missed: dict[str, set[Term]] = {}
+    for miss in found.misses:
+        missed.setdefault(miss.pattern.name, set()).update(miss.nodes)
+    for pattern in sorted(patterns, key=lambda pattern: pattern.level):
+        covered = _covered(pattern, found.sites)
+        best: dict[Term, Mismatch] = {}
+        for graph in _graphs(pattern, dtypes):
+            for anchor in _distinct_ops(graph):
+                for at in tuple(index.occurrences(anchor.op)):
+                    if at.value in covered or (at.match is not None and at.match.pattern is pattern):
+                        continue
+                    _keep(best, match_at(index, graph, anchor, at), at, missed)
+        kept = _without_overlaps(best.values())
+        missed.setdefault(pattern.name, set()).update(term for miss in kept for term in miss.nodes)
+        found.misses.extend(kept)
+
+
+def _covered(pattern: Pattern, sites: Sequence[Site]) -> set[Term]:
+    """Values that belong to a match of this pattern, or of one that is no part of this pattern."""
+    return {
+        term for site in sites for term in site.match.inner
+        if site.match.pattern.name not in pattern.calls
+        and (site.match.pattern.level >= pattern.level)
+    }  # fmt: skip
+
+
+def _distinct_ops(graph: SearchGraph) -> Iterable[Term]:
+    by_op: dict[Op, Term] = {}
+    for term in reversed(graph.terms):
+        by_op.setdefault(term.op, term)
+    return by_op.values()
+
+
+def _keep(best: dict[Term, Mismatch], result: Match | Mismatch, at: Definition, missed: Missed) -> None:
+    if isinstance(result, Match) or not (_is_near(result) or _stops_at_miss(result, missed)):
+        return
+    if at.value not in best or result.reach > best[at.value].reach:
+        best[at.value] = result
+
+
+def _is_near(result: Mismatch) -> bool:
+    """Whether most of the pattern is there, or half of it and something like the missing operator."""
+    if 2 * result.matched > result.total:
+        return True
+    return 2 * result.matched == result.total and result.wants is not None and _resembles(result.wants, result.at)
+
+
+def _resembles(wanted: Op, found: Term | None) -> bool:
+    """Whether an operator computes, from as many tensors as the wanted one."""
+    if found is None or found.node is None or not isinstance(wanted, OpOverload) or is_cheap(found.node):
+        return False
+    tensors = sum(1 for argument in wanted._schema.arguments if str(argument.type) == "Tensor")
+    return found.op is not INPUT and tensors == sum(1 for _ in terms_in(found.args))
+
+
+def _stops_at_miss(result: Mismatch, missed: Missed) -> bool:
+    """Whether the pattern stops for want of a smaller one that nearly was there."""
+    if not isinstance(result.wants, OpOverload) or result.wants.namespace != NAMESPACE:
+        return False
+    return result.at in missed.get(result.wants._schema.name.partition("::")[2], ())
+
+
+def _without_overlaps(misses: Iterable[Mismatch]) -> list[Mismatch]:
+    kept: list[Mismatch] = []
+    taken: set[Term] = set()
+    for miss in sorted(misses, key=lambda miss: (miss.reach, -miss.anchor.index), reverse=True):
+        if not taken & miss.nodes:
+            kept.append(miss)
+            taken |= miss.nodes
+    return kept

@@ -1,0 +1,219 @@
+"""A pattern is one PyTorch function: search graph, schema, fake, oracle and reference kernel at once."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from glmfuse.errors import PatternError
+from glmfuse.matching import dims as dims_of
+
+NAMESPACE = "glmfuse"
+_SCALARS = {float: "float", int: "int", bool: "bool"}
+_as_ops: contextvars.ContextVar[bool] = contextvars.ContextVar("glmfuse_patterns_as_ops", default=False)
+
+
+class ConstraintError(Exception):
+    """Raised by `require` inside a constraint; becomes a Mismatch at the one place that calls constraints."""
+
+    def __init__(self, text: str, found: object) -> None:
+        super().__init__(text)
+        self.found = found
+
+
+def require(condition: object, text: str, found: object = "") -> None:
+    """State what a site must fulfil: `require(x.dtype in FLOATS, "x must be floating point", x.dtype)`.
+
+    Only for constraints of a pattern. `found` is what the report shows beside the expectation.
+    """
+    if not condition:
+        raise ConstraintError(text, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One argument of a pattern function. `kind` is "tensor", "float", "int" or "bool"."""
+
+    name: str
+    kind: str
+    optional: bool
+    sizes: Mapping[str, tuple[str, ...]]
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether a tensor, rather than a number, is passed."""
+        return self.kind == "tensor"
+
+    def sizes_without(self, absent: frozenset[str]) -> tuple[str, ...]:
+        """The declared sizes when these optional tensors are absent; an int is a size named like it."""
+        found = next((sizes for name, sizes in self.sizes.items() if name in absent), self.sizes[""])
+        return found or ((self.name,) if self.kind == "int" else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to call a pattern: which optional tensors are there, which flags are set, which sizes fixed."""
+
+    absent: frozenset[str] = frozenset()
+    flags: tuple[tuple[str, bool], ...] = ()
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        words = [f"no {name}" for name in sorted(self.absent)]
+        words += [f"{name}={value}" for name, value in (*self.flags, *self.sizes)]
+        return ", ".join(words) or "full"
+
+
+@dataclass(eq=False)
+class Pattern:
+    """A registered pattern; call it like the function that it was made from.
+
+    parameters: the function's arguments in order. together: optional tensors that come and go as one.
+    examples: sizes of symbols for the two traces, where unlike primes do not do.
+    cases: sizes that make the function another graph, each with its own search graph.
+    dtypes: tensors whose dtype is not the model's. level: 0, or one more than the highest pattern called.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[Parameter, ...]
+    together: tuple[tuple[str, ...], ...]
+    examples: tuple[Mapping[str, int], Mapping[str, int]]
+    cases: tuple[Mapping[str, int], ...]
+    dtypes: Mapping[str, torch.dtype]
+    where: str
+    level: int = 0
+    calls: frozenset[str] = frozenset()
+    constraints: list[Callable[..., None]] = field(default_factory=list)
+    overloads: dict[frozenset[str], OpOverload] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The pattern function, or its op while a larger pattern is being traced."""
+        if (called := _called.get()) is not None:
+            called.add(self)
+        if not _as_ops.get():
+            return self.function(*args, **kwargs)
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.call_op(bound.arguments)
+
+    def __repr__(self) -> str:
+        return f"<pattern {self.name}>"
+
+    def call_op(self, arguments: Mapping[str, Any]) -> Any:
+        """Call the overload for these arguments by name; missing tensors are None."""
+        overload = self.overload(arguments)
+        return overload(*(arguments[argument.name] for argument in overload._schema.arguments))
+
+    def overload(self, arguments: Mapping[str, Any]) -> OpOverload:
+        """The op of the variant that these arguments call."""
+        absent = frozenset(name for name in self.structural if arguments.get(name) is None)
+        if absent not in self.overloads:
+            given = sorted(set(self.structural) - absent)
+            raise TypeError(f"{self.name} has no variant with only {given} of {sorted(self.structural)}")
+        return self.overloads[absent]
+
+    @property
+    def structural(self) -> frozenset[str]:
+        """Optional tensors whose absence changes the graph; the others are passed on as None."""
+        return frozenset().union(*self.overloads)
+
+    def constraint(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Add a condition on sites: a function of some of the pattern's arguments that calls `require`."""
+        names = {parameter.name for parameter in self.parameters}
+        if strangers := set(inspect.signature(function).parameters) - names:
+            raise PatternError(self.name, _where(function), f"the constraint takes {sorted(strangers)}, not arguments")
+        self.constraints.append(function)
+        return function
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of that name."""
+        return next(parameter for parameter in self.parameters if parameter.name == name)
+
+
+_called: contextvars.ContextVar[set[Pattern] | None] = contextvars.ContextVar("glmfuse_called", default=None)
+
+
+@contextlib.contextmanager
+def calls_recorded() -> Iterator[set[Pattern]]:
+    """Collect the patterns that are called inside."""
+    called: set[Pattern] = set()
+    token = _called.set(called)
+    try:
+        yield called
+    finally:
+        _called.reset(token)
+
+
+@contextlib.contextmanager
+def patterns_as_ops(value: bool = True) -> Iterator[None]:
+    """Inside, a call of a pattern is one op of the graph; with False, its function runs."""
+    token = _as_ops.set(value)
+    try:
+        yield
+    finally:
+        _as_ops.reset(token)
+
+
+def read_parameters(name: str, function: Callable[..., Any], dims: Mapping[str, str]) -> tuple[Parameter, ...]:
+    """Read a pattern function's signature and declared dims; raise PatternError for what does not fit."""
+    where = _where(function)
+    hints = _hints(name, function)
+    names = list(inspect.signature(function).parameters)
+    if strangers := set(dims) - set(names):
+        raise PatternError(name, where, f"dims are declared for {sorted(strangers)}, which are not arguments")
+    parameters = []
+    for argument in names:
+        optional, kind = _kind(hints.get(argument, torch.Tensor))
+        if kind is None:
+            raise PatternError(name, where, f"argument {argument!r} must be a Tensor, float, int or bool")
+        if kind == "tensor" and argument not in dims:
+            raise PatternError(name, where, f"no dims are declared for {argument!r}, such as {argument}='... H'")
+        try:
+            sizes = dims_of.parse(dims.get(argument, ""))
+        except (ValueError, SyntaxError) as error:
+            raise PatternError(name, where, f"dims of {argument!r}: {error}") from None
+        parameters.append(Parameter(argument, kind, optional, sizes))
+    return tuple(parameters)
+
+
+def _hints(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except NameError as error:
+        raise PatternError(name, _where(function), f"an annotation cannot be read: {error}") from None
+
+
+def _kind(hint: Any) -> tuple[bool, str | None]:
+    members = typing.get_args(hint)
+    optional = NoneType in members
+    if optional:
+        hint = next(member for member in members if member is not NoneType)
+    return optional, "tensor" if hint is torch.Tensor else _SCALARS.get(hint)
+
+
+def _where(function: Callable[..., Any]) -> str:
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def schema(
+    pattern: Pattern, overload: str, arguments: Sequence[Parameter], passed_on: frozenset[str], outputs: int
+) -> str:
+    """The schema of one overload, from the declared parameters and the number of outputs traced."""
+    words = []
+    for parameter in arguments:
+        kind = parameter.kind if not parameter.is_tensor else "Tensor?" if parameter.name in passed_on else "Tensor"
+        words.append(f"{kind} {parameter.name}")
+    result = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
+    name = f"{pattern.name}.{overload}" if overload else pattern.name
+    return f"{name}({', '.join(words)}) -> {result}"

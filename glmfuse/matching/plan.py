@@ -1,0 +1,143 @@
+"""Which candidates to fuse: the most gain without overlap, and no cycle among the fused sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+from torch import fx
+
+from glmfuse.canonicalize.schema import is_view, written_arguments
+from glmfuse.matching.match import Mismatch, Stage
+from glmfuse.matching.select import Candidate
+
+_GAIN_UNIT = 1000
+"""networkx weighs cliques in whole numbers: gains count to a thousandth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """chosen: the candidates to fuse, in the order of the graph. rejected: why not the others."""
+
+    chosen: tuple[Candidate, ...]
+    rejected: tuple[Mismatch, ...]
+
+
+def plan(graph: fx.Graph, candidates: Sequence[Candidate]) -> Plan:
+    """The heaviest set of candidates that share no node and contract to an acyclic graph."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    rejected: list[Mismatch] = []
+    usable = list(candidates)
+    while True:
+        chosen, lost = _without_overlaps(usable)
+        cycle = _cycle(graph, chosen)
+        if cycle is None:
+            break
+        guilty = min((node for node in cycle if isinstance(node, Candidate)), key=lambda item: item.gain)
+        usable.remove(guilty)
+        rejected.append(
+            guilty.site.match.refused(Stage.CYCLE, "cycle", "no way out of the site and back in", _witness(cycle))
+        )
+    rejected.extend(
+        loser.site.match.refused(Stage.OVERLAP, "overlap", "nodes that no better site needs", _name(winner))
+        for loser, winner in lost
+    )
+    ordered = sorted(chosen, key=lambda item: min(position[node] for node in item.footprint.owned))
+    return Plan(tuple(ordered), tuple(rejected))
+
+
+def _without_overlaps(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[tuple[Candidate, Candidate]]]:
+    conflicts = nx.Graph()
+    conflicts.add_nodes_from(candidates)
+    owners: dict[fx.Node, list[Candidate]] = {}
+    for candidate in candidates:
+        for node in candidate.footprint.owned:
+            owners.setdefault(node, []).append(candidate)
+    for sharing in owners.values():
+        conflicts.add_edges_from((a, b) for index, a in enumerate(sharing) for b in sharing[index + 1 :])
+    chosen: list[Candidate] = []
+    for component in nx.connected_components(conflicts):
+        members = [candidate for candidate in candidates if candidate in component] if len(component) > 1 else component
+        chosen.extend(_heaviest(conflicts, list(members)))
+    taken = set(chosen)
+    lost = [
+        (candidate, next(winner for winner in candidates if winner in taken and conflicts.has_edge(candidate, winner)))
+        for candidate in candidates
+        if candidate not in taken
+    ]
+    return chosen, lost
+
+
+def _heaviest(conflicts: nx.Graph, members: list[Candidate]) -> list[Candidate]:
+    """The exact maximum-weight independent set of one component: a clique of its complement."""
+    if len(members) == 1:
+        return members
+    free = nx.Graph()
+    free.add_nodes_from((index, {"weight": round(item.gain * _GAIN_UNIT)}) for index, item in enumerate(members))
+    free.add_edges_from(
+        (i, j)
+        for i, a in enumerate(members)
+        for j, b in enumerate(members[i + 1 :], i + 1)
+        if not conflicts.has_edge(a, b)
+    )
+    best, _ = nx.max_weight_clique(free, weight="weight")
+    return [members[index] for index in sorted(best)]
+
+
+def _cycle(graph: fx.Graph, chosen: Iterable[Candidate]) -> list[fx.Node | Candidate] | None:
+    """A cycle of the graph in which every chosen site is one node; None when there is none."""
+    owner: dict[fx.Node, Candidate] = {node: item for item in chosen for node in item.footprint.owned}
+    contracted = nx.DiGraph()
+    for source, user in _edges(graph, owner):
+        if source is not user:
+            contracted.add_edge(source, user)
+    if nx.is_directed_acyclic_graph(contracted):
+        return None
+    return [edge[0] for edge in nx.find_cycle(contracted)]
+
+
+Vertex = fx.Node | Candidate
+
+
+def _edges(graph: fx.Graph, owner: Mapping[fx.Node, Candidate]) -> Iterable[tuple[Vertex, Vertex]]:
+    for item in dict.fromkeys(owner.values()):
+        for node in item.site.inputs.values():
+            if node is not None:
+                yield owner.get(node, node), item
+    for node in graph.nodes:
+        if node not in owner:
+            for source in node.all_input_nodes:
+                yield owner.get(source, source), node
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for write in (node for node in graph.nodes if node.op == "call_function" and _writes(node)):
+        for reader in _readers_before(write, position):
+            yield owner.get(reader, reader), write
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _readers_before(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterable[fx.Node]:
+    """Nodes that must read a tensor, or a view of it, before this one writes it."""
+    written = [write.args[index] for index in written_arguments(write.target)]  # type: ignore[arg-type]
+    aliases = [node for node in written if isinstance(node, fx.Node)]
+    for alias in aliases:
+        for user in alias.users:
+            if position[user] < position[write]:
+                yield user
+                if is_view(user.target):  # type: ignore[arg-type]
+                    aliases.append(user)
+
+
+def _witness(cycle: Sequence[fx.Node | Candidate]) -> str:
+    return " -> ".join(_name(item) for item in (*cycle, cycle[0]))
+
+
+def _name(item: fx.Node | Candidate) -> str:
+    if isinstance(item, fx.Node):
+        return item.name
+    anchor = item.site.match.anchor.node
+    return f"{item.site.match.pattern.name} at {anchor.name if anchor else '?'}"

@@ -1,0 +1,201 @@
+"""`@pattern`: read the declaration, trace it, and make its ops. Whatever is wrong with it shows here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from glmfuse.canonicalize import INPUT, Term, terms_in
+from glmfuse.canonicalize.schema import is_pure
+from glmfuse.canonicalize.term import describe_op
+from glmfuse.errors import PatternError
+from glmfuse.matching.pattern import (
+    NAMESPACE,
+    Parameter,
+    Pattern,
+    Variant,
+    _where,
+    calls_recorded,
+    patterns_as_ops,
+    read_parameters,
+    schema,
+)
+from glmfuse.matching.search import Traced, captured_names, example_trace, search_graph, variants
+
+EXAMPLE_DTYPE = torch.bfloat16
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_NAMES: set[str] = set()
+
+
+def pattern(
+    *,
+    dims: Mapping[str, str],
+    together: Iterable[str] = (),
+    examples: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
+    cases: tuple[Mapping[str, int], ...] = ({},),
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> Callable[[Callable[..., Any]], Pattern]:
+    """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
+
+    dims: the sizes of each tensor argument, `{"x": "... H", "w": "O H"}`, and, where an int argument is
+    a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
+    examples: sizes for the two traces where the function does not take any. cases: sizes at which it is
+    another graph, `({}, {"P": 0})`. dtypes: tensors that do not have the model's dtype. Raises
+    PatternError, with the line, when the function is no pattern.
+    """
+
+    def register(function: Callable[..., Any]) -> Pattern:
+        name = function.__name__
+        made = Pattern(
+            name=name,
+            function=function,
+            parameters=read_parameters(name, function, dims),
+            together=tuple(tuple(names.split()) for names in together),
+            examples=examples,
+            cases=cases,
+            dtypes=dict(dtypes or {}),
+            where=_where(function),
+        )
+        if name in _NAMES:
+            raise PatternError(name, made.where, "a pattern of this name is registered already")
+        _define(made)
+        _NAMES.add(name)
+        return made
+
+    return register
+
+
+def _define(made: Pattern) -> None:
+    full = _variant(made, frozenset())
+    with calls_recorded() as called:
+        traced = _try_trace(made, full)
+    made.calls = frozenset(inner.name for inner in called)
+    made.level = max((inner.level + 1 for inner in called), default=0)
+    _check_outputs(made, traced)
+    groups = _groups(made)
+    structural = [group for group in groups if not _is_passed_on(made, traced, group)]
+    passed_on = frozenset(itertools.chain(*groups)) - frozenset(itertools.chain(*structural))
+    for size in range(len(structural) + 1):
+        for chosen in itertools.combinations(structural, size):
+            absent = frozenset(itertools.chain(*chosen))
+            present = "_".join(group[0] for group in structural if group not in chosen)
+            made.overloads[absent] = _make_op(made, absent, present, passed_on)
+    for variant in variants(made):
+        _check_scalars(made, variant)
+
+
+def _variant(made: Pattern, absent: frozenset[str]) -> Variant:
+    flags = tuple((p.name, True) for p in made.parameters if p.kind == "bool")
+    return Variant(absent, flags, tuple(made.cases[0].items()))
+
+
+def _groups(made: Pattern) -> list[tuple[str, ...]]:
+    grouped = set(itertools.chain(*made.together))
+    optional = {p.name for p in made.parameters if p.optional}
+    if strangers := grouped - optional:
+        raise PatternError(made.name, made.where, f"together= names {sorted(strangers)}, not optional arguments")
+    singles = [(p.name,) for p in made.parameters if p.optional and p.name not in grouped]
+    return [*made.together, *singles]
+
+
+def _try_trace(made: Pattern, variant: Variant) -> Traced:
+    try:
+        traced = example_trace(made, variant, EXAMPLE_DTYPE, 0)
+        example_trace(made, variant, EXAMPLE_DTYPE, 1)
+    except PatternError:
+        raise
+    except Exception as error:
+        raise PatternError(made.name, made.where, f"tracing it ({variant}) fails: {error}") from error
+    return traced
+
+
+def _check_outputs(made: Pattern, traced: Traced) -> None:
+    outputs = traced.outputs
+    if not outputs or not all(isinstance(output, Term) for output in outputs):
+        raise PatternError(made.name, made.where, "it must return a tensor or a tuple of tensors")
+    if any(output.op is INPUT for output in outputs):
+        raise PatternError(made.name, made.where, "it returns one of its arguments; outputs are fresh tensors")
+    for term in traced.canonical.terms:
+        if term.op is not INPUT and not is_pure(term.op):
+            raise PatternError(made.name, made.where, f"{describe_op(term.op)} writes or draws at random")
+    live = set(traced.live())
+    if unused := [name for name, term in traced.inputs.items() if term not in live]:
+        raise PatternError(made.name, made.where, f"the result does not depend on {unused}")
+
+
+def _is_passed_on(made: Pattern, full: Traced, group: tuple[str, ...]) -> bool:
+    """Whether leaving the group out only puts None in its place."""
+    without = _try_trace(made, _variant(made, frozenset(group)))
+    return len(full.outputs) == len(without.outputs) and all(
+        _same_but_none(a, b, frozenset(full.inputs[name] for name in group), {})
+        for a, b in zip(full.outputs, without.outputs, strict=True)
+    )
+
+
+def _same_but_none(mine: Any, theirs: Any, optional: frozenset[Term], seen: dict[Term, Any]) -> bool:
+    if isinstance(mine, Term) and mine in optional:
+        return theirs is None
+    if isinstance(mine, Term) and isinstance(theirs, Term):
+        if mine in seen:
+            return seen[mine] is theirs
+        seen[mine] = theirs
+        if mine.op is INPUT or theirs.op is INPUT:
+            return mine.op is theirs.op
+        same_op = mine.op is theirs.op and len(mine.args) == len(theirs.args)
+        return same_op and _same_but_none(mine.args, theirs.args, optional, seen)
+    if isinstance(mine, tuple) and isinstance(theirs, tuple) and len(mine) == len(theirs):
+        return all(_same_but_none(a, b, optional, seen) for a, b in zip(mine, theirs, strict=True))
+    return type(mine) is type(theirs) and bool(mine == theirs)
+
+
+def _make_op(made: Pattern, absent: frozenset[str], overload: str, passed_on: frozenset[str]) -> OpOverload:
+    traced = _try_trace(made, _variant(made, absent))
+    live = set(traced.live())
+    arguments = [p for p in made.parameters if _is_used(p, traced, live)]
+    _LIBRARY.define(schema(made, overload, arguments, passed_on, len(traced.outputs)))
+    qualified = f"{NAMESPACE}::{made.name}" + (f".{overload}" if overload else "")
+    function = reference_function(made, [p.name for p in arguments])
+    torch.library.impl(qualified, "CompositeExplicitAutograd", function, lib=_LIBRARY)
+    torch.library.register_fake(qualified, function, lib=_LIBRARY)
+    op: OpOverload = getattr(getattr(torch.ops.glmfuse, made.name), overload or "default")
+    return op
+
+
+def _is_used(parameter: Parameter, traced: Traced, live: set[Term]) -> bool:
+    return not parameter.is_tensor or traced.inputs.get(parameter.name) in live
+
+
+def reference_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
+    """The pattern function as an op calls it: positional, inner patterns as their functions."""
+
+    def reference(*values: Any) -> Any:
+        arguments: dict[str, Any] = {p.name: None for p in made.parameters}
+        arguments.update(zip(names, values, strict=True))
+        with patterns_as_ops(False):
+            return made.function(**arguments)
+
+    return reference
+
+
+def _check_scalars(made: Pattern, variant: Variant) -> None:
+    graph = search_graph(made, variant, EXAMPLE_DTYPE)
+    needed = {p.name for p in made.parameters if p.kind in ("int", "float")}
+    used = needed - _unused_scalars(made, variant)
+    if missing := used - captured_names(graph):
+        problem = f"the value of {sorted(missing)} shows as no literal of the graph ({variant}), so no site tells it"
+        raise PatternError(made.name, made.where, problem)
+
+
+def _unused_scalars(made: Pattern, variant: Variant) -> set[str]:
+    """Scalars that a flag or an absent tensor makes idle cannot be told, and need not be."""
+    if not variant.absent and all(value for _, value in variant.flags):
+        return set()
+    full = captured_names(search_graph(made, _variant(made, frozenset()), EXAMPLE_DTYPE))
+    return set(full - captured_names(search_graph(made, variant, EXAMPLE_DTYPE)))
+
+
+__all__ = ["pattern", "terms_in"]

@@ -1,0 +1,22 @@
+"""Every pattern that glmfuse looks for; a pattern not in PATTERNS does not exist."""
+
+from glmfuse.matching.pattern import Pattern
+from glmfuse.patterns.gate_topk import gate_topk
+from glmfuse.patterns.linear import linear
+from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
+from glmfuse.patterns.rms_norm import rms_norm
+from glmfuse.patterns.rotary import rotary
+from glmfuse.patterns.route_topk import route_topk
+from glmfuse.patterns.swiglu import swiglu
+from glmfuse.patterns.swiglu_mlp import swiglu_mlp
+
+PATTERNS: tuple[Pattern, ...] = (
+    linear,
+    rms_norm,
+    rotary,
+    swiglu,
+    route_topk,
+    norm_qkv_rope,
+    gate_topk,
+    swiglu_mlp,
+)
