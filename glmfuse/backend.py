@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 
 from glmfuse.capture import capture_model
 from glmfuse.errors import ExpectationError, OptionError, UnavailableError
@@ -49,7 +50,11 @@ def compile_graph(
     graph.engine = engine.name
     if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs):
         return _unfused(graph_module, example_inputs, engine, parsed, graph)
-    return capture_model(graph_module, example_inputs, _Compiler(fusion, engine, graph))
+    try:
+        return capture_model(graph_module, example_inputs, _Compiler(fusion, engine, graph))
+    except TensorifyScalarRestartAnalysis:
+        fusion.report.graphs.remove(graph)  # Dynamo traces it again, with floats as constants
+        raise
 
 
 def fusion_for(options: Options) -> Fusion:

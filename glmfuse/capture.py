@@ -36,10 +36,11 @@ def capture_model(
 
     Nothing is decomposed; writes to inputs stay in the graph as `copy_`. A symbolic float, which
     `dynamic=True` makes of every eps and scale, is fixed at its value: that adds the guard on the
-    Python float which Dynamo would have added without `dynamic`.
+    Python float which Dynamo would have added without `dynamic`. AOT then asks Dynamo, by an exception
+    that must pass, to trace once more with these floats as constants.
     """
-    for value in example_inputs:
-        if isinstance(value, torch.SymFloat):
+    for node in graph_module.graph.nodes:
+        if isinstance(value := node.meta.get("example_value"), torch.SymFloat):
             float(value)
     return aot_module_simplified(
         graph_module,

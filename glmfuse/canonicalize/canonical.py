@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,7 @@ class Canonical:
     """A graph as terms.
 
     terms: every live or dead value in the order of the graph, shared by equal values.
-    term_of: the term of each captured node. members: the captured nodes of each term, in order,
-    without those that merely copy or view another member (they follow it by themselves).
+    term_of: the term of each captured node. members: the captured nodes of each term, in order.
     """
 
     graph: fx.Graph
@@ -29,6 +28,20 @@ class Canonical:
     term_of: Mapping[fx.Node, Term]
     members: Mapping[Term, tuple[fx.Node, ...]]
     outputs: tuple[Arg, ...]
+
+    def sources(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+        """Of nodes that hold one value, those that feed the rest of the graph and copy no other of them.
+
+        In `b = clone(a)` it is b when only b reads a, and a otherwise: then b follows by itself.
+        """
+        nodes = tuple(nodes)
+        held = {node for node in nodes if any(user not in nodes for user in node.users)} or set(nodes)
+
+        def copies(node: fx.Node) -> bool:
+            same = [source for source in node.all_input_nodes if self.term_of.get(source) is self.term_of[node]]
+            return any(source in held or copies(source) for source in same)
+
+        return tuple(node for node in held if not copies(node))
 
     def __str__(self) -> str:
         names = {term: f"%{index}" for index, term in enumerate(self.terms)}
@@ -125,9 +138,7 @@ class _Build:
     def finish(self, graph: fx.Graph) -> Canonical:
         members: dict[Term, list[fx.Node]] = {}
         for node, term in self.term_of.items():
-            known = members.setdefault(term, [])
-            if not any(self.term_of.get(source) is term for source in node.all_input_nodes):
-                known.append(node)
+            members.setdefault(term, []).append(node)
         frozen = {term: tuple(nodes) for term, nodes in members.items()}
         return Canonical(graph, tuple(self.terms), self.term_of, frozen, self.outputs)
 

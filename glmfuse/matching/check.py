@@ -8,7 +8,7 @@ no guard, and a site that would need one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,18 @@ class Layout:
     def of(cls, val: torch.Tensor) -> Layout:
         """Read a fake tensor's layout; adds no guard."""
         return cls(shape_of(val), tuple(size_of(step) for step in val.stride()), val.dtype, val.device)
+
+    def is_alike(self, node: fx.Node) -> bool:
+        """Whether a node's tensor lies like this one: views downstream rely on strides."""
+        other = Layout.of(node.meta["val"])
+        return self._significant() == other._significant()
+
+    def _significant(self) -> tuple[Any, ...]:
+        steps = tuple(step for size, step in zip(self.shape, self.stride, strict=True) if size != 1)
+        return (self.shape, self.dtype, self.device, () if 0 in self.shape else steps)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.shape} and strides {self.stride} on {self.device}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +128,8 @@ class Checker:
 
     def check(self, match: Match) -> Site | Mismatch:
         """The site of this match, or the first thing about it that does not hold."""
-        cone = cone_of(self.canonical, match, self.position)
-        if cone.strays:
-            return match.refused(Stage.CHECK, "stray", "only arguments of the pattern", f"also {cone.strays[0]}")
+        holders = [self.canonical.members[output] for output in match.outputs]
+        cone = self.cone(match, holders)
         inputs = {name: self.node_of(term, cone) for name, term in match.inputs.items()}
         layouts = {name: Layout.of(node.meta["val"]) for name, node in inputs.items() if node is not None}
         try:
@@ -132,8 +143,21 @@ class Checker:
         for guard in trace.guards:
             if not self.sizes.fulfil(guard):
                 return match.refused(Stage.CHECK, "guard", f"sizes known to fulfil {guard}", "sizes that may not")
-        site = Site(match, trace, inputs, cone)
-        return _wrong_output(site) or _broken_constraint(site, layouts) or site
+        for nodes, layout in zip(holders, trace.outputs, strict=True):
+            if not any(layout.is_alike(node) for node in nodes):
+                found = Layout.of(nodes[0].meta["val"])
+                return match.refused(Stage.CHECK, "layout", str(layout), str(found), nodes[0])
+        alike = [
+            [node for node in nodes if layout.is_alike(node)]
+            for nodes, layout in zip(holders, trace.outputs, strict=True)
+        ]
+        site = Site(match, trace, inputs, self.cone(match, alike))
+        return _stray(site, cone) or _broken_constraint(site) or site
+
+    def cone(self, match: Match, holders: Iterable[Sequence[fx.Node]]) -> Cone:
+        """What computes these holders of the outputs; copies of a holder follow it by themselves."""
+        outputs = tuple(self.canonical.sources(nodes) for nodes in holders)
+        return cone_of(self.canonical, match, outputs, self.position)
 
     def node_of(self, term: Term | None, cone: Cone) -> fx.Node | None:
         """The captured node that holds an argument, where the site reads it."""
@@ -195,22 +219,17 @@ def _symbols(layouts: Mapping[str, Layout]) -> set[sympy.Symbol]:
     return set().union(*(size.free_symbols for size in sizes if isinstance(size, sympy.Expr)))
 
 
-def _wrong_output(site: Site) -> Mismatch | None:
-    """Every node replaced must get a tensor laid out alike: views downstream rely on strides."""
-    for expected, nodes in zip(site.trace.outputs, site.cone.outputs, strict=True):
-        for node in nodes:
-            found = Layout.of(node.meta["val"])
-            if _significant(expected) != _significant(found):
-                return site.match.refused(Stage.CHECK, "layout", str(expected), str(found), node)
+def _stray(site: Site, before: Cone) -> Mismatch | None:
+    """Everything that the site reads must be an argument, and read where the trace took it from."""
+    if site.cone.strays:
+        found = f"also {site.cone.strays[0]}"
+        return site.match.refused(Stage.CHECK, "stray", "only arguments of the pattern", found)
+    if any(before.reads.get(term) is not node for term, node in site.cone.reads.items()):
+        return site.match.refused(Stage.CHECK, "layout", "one node for each argument", "several laid out unlike")
     return None
 
 
-def _significant(layout: Layout) -> tuple[Any, ...]:
-    steps = tuple(step for size, step in zip(layout.shape, layout.stride, strict=True) if size != 1)
-    return (layout.shape, layout.dtype, layout.device, () if 0 in layout.shape else steps)
-
-
-def _broken_constraint(site: Site, layouts: Mapping[str, Layout]) -> Mismatch | None:
+def _broken_constraint(site: Site) -> Mismatch | None:
     match = site.match
     values = {name: node.meta["val"] if node is not None else None for name, node in site.inputs.items()}
     values.update(match.scalars)

@@ -26,10 +26,11 @@ class Cone:
     strays: tuple[fx.Node, ...]
 
 
-def cone_of(canonical: Canonical, match: Match, position: Mapping[fx.Node, int]) -> Cone:
-    """Walk back from the outputs, stopping at what holds an input."""
+def cone_of(
+    canonical: Canonical, match: Match, outputs: tuple[tuple[fx.Node, ...], ...], position: Mapping[fx.Node, int]
+) -> Cone:
+    """Walk back from the nodes that hold the outputs, stopping at what holds an input."""
     inputs = {term for term in match.inputs.values() if term is not None}
-    outputs = tuple(canonical.members[output] for output in match.outputs)
     nodes: set[fx.Node] = set()
     reads: dict[Term, fx.Node] = {}
     strays: list[fx.Node] = []

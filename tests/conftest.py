@@ -1,0 +1,19 @@
+"""Shared pieces: a tiny GLM-4.5, its captured graph, and the stages run on a copy of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _isolated_compiler() -> Iterator[None]:
+    """Each test compiles from nothing, draws the same numbers, and runs without grad."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    logging.getLogger("torch._guards").setLevel(logging.CRITICAL)
+    with torch.no_grad():
+        yield

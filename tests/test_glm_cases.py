@@ -1,0 +1,68 @@
+"""The main job: every dtype, phase and experts implementation of a tiny GLM-4.5, static and dynamic."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.support.glm import DTYPES, PHASES, Phase, tiny
+from tests.support.graphs import Captured, capture, listing, outputs_and_writes, run_stages, same_bits
+
+LAYERS, DENSE = 4, 1
+EXPECTED = {
+    "norm_qkv_rope": LAYERS,
+    "gate_topk": LAYERS - DENSE,
+    "swiglu_mlp": LAYERS,
+    "rms_norm": LAYERS + 1,
+}
+"""Fused sites: every layer's front, router and MLP or shared expert; each second norm and the last."""
+
+CASES = [
+    pytest.param(dtype, phase, experts, dynamic, id=f"{str(dtype)[6:]}-{phase.name}-{experts}-{kind}")
+    for dtype, phase, experts in itertools.product(DTYPES, PHASES, ("grouped_mm", "batched_mm"))
+    for kind, dynamic in (("static", False), ("dynamic", True))
+    if phase.may_be_dynamic or not dynamic
+]
+
+
+@pytest.mark.parametrize(("dtype", "phase", "experts", "dynamic"), CASES)
+def test_every_layer_fuses_and_no_bit_changes(dtype: torch.dtype, phase: Phase, experts: str, dynamic: bool) -> None:
+    model = tiny(dtype, experts=experts)
+    graphs = capture(model, **phase.arguments(model, dynamic))
+    assert len(graphs) == 1
+    (captured,) = graphs
+    assert _has_symbols(captured) == dynamic
+    _check_fused(captured)
+    _check_disabled(captured)
+
+
+def _has_symbols(captured: Captured) -> bool:
+    return any(isinstance(node.meta.get("val"), torch.SymInt) for node in captured.graph_module.graph.nodes)
+
+
+def _check_fused(captured: Captured) -> None:
+    module = captured.module()
+    report = run_stages(module)
+    chosen = report.count("chosen")
+    assert {name: chosen[name] for name in EXPECTED} == EXPECTED
+    before = outputs_and_writes(captured.module(), captured.arguments())
+    assert same_bits(outputs_and_writes(module, captured.arguments()), before)
+
+
+def _check_disabled(captured: Captured) -> None:
+    module = captured.module()
+    report = run_stages(module, only=())
+    assert not report.count()
+    assert listing(module.graph) == listing(captured.graph_module.graph)
+
+
+def test_a_table_row_says_why_a_phase_has_no_dynamic_case() -> None:
+    refused = [phase for phase in PHASES if not phase.may_be_dynamic]
+    assert [phase.name for phase in refused] == ["decode_static"]
+    model = tiny()
+    arguments = refused[0].arguments(model, False)
+    torch._dynamo.mark_dynamic(arguments["input_ids"], 0)
+    with pytest.raises(Exception, match="specialized it to be a constant"):
+        capture(model, **arguments)
