@@ -30,12 +30,8 @@ class Canonical:
     outputs: tuple[Arg, ...]
 
     def sources(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
-        """Of nodes that hold one value, those that feed the rest of the graph and copy no other of them.
-
-        In `b = clone(a)` it is b when only b reads a, and a otherwise: then b follows by itself.
-        """
-        nodes = tuple(nodes)
-        held = {node for node in nodes if any(user not in nodes for user in node.users)} or set(nodes)
+        """Of nodes that hold one value, those that copy and view no other of them."""
+        held = set(nodes)
 
         def copies(node: fx.Node) -> bool:
             same = [source for source in node.all_input_nodes if self.term_of.get(source) is self.term_of[node]]

@@ -22,6 +22,7 @@ from glmfuse.canonicalize.term import shape_of, size_of
 from glmfuse.capture import Fresh
 from glmfuse.errors import GlmfuseError
 from glmfuse.matching.cone import Cone, cone_of
+from glmfuse.matching.escape import Escape, Footprint, footprint
 from glmfuse.matching.index import Index
 from glmfuse.matching.match import Match, Mismatch, Stage
 from glmfuse.matching.matcher import match_outputs
@@ -151,13 +152,22 @@ class Checker:
             [node for node in nodes if layout.is_alike(node)]
             for nodes, layout in zip(holders, trace.outputs, strict=True)
         ]
-        site = Site(match, trace, inputs, self.cone(match, alike))
+        site = Site(match, trace, inputs, self.tight_cone(match, alike))
         return _stray(site, cone) or _broken_constraint(site) or site
 
     def cone(self, match: Match, holders: Iterable[Sequence[fx.Node]]) -> Cone:
         """What computes these holders of the outputs; copies of a holder follow it by themselves."""
         outputs = tuple(self.canonical.sources(nodes) for nodes in holders)
         return cone_of(self.canonical, match, outputs, self.position)
+
+    def tight_cone(self, match: Match, holders: Sequence[Sequence[fx.Node]]) -> Cone:
+        """The same, with `b = clone(a)` inside when a is read by b alone and else something escapes."""
+        first = self.cone(match, holders)
+        if isinstance(footprint(first), Footprint):
+            return first
+        last = [[node for node in nodes if set(node.users) - set(nodes)] or nodes for nodes in holders]
+        wider = self.cone(match, last)
+        return first if wider.strays or isinstance(footprint(wider), Escape) else wider
 
     def node_of(self, term: Term | None, cone: Cone) -> fx.Node | None:
         """The captured node that holds an argument, where the site reads it."""

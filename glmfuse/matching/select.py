@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch._ops import OpOverload
 
 from glmfuse.matching.check import Layout, Site
-from glmfuse.matching.escape import Footprint, compute_nodes, footprint
+from glmfuse.matching.escape import Escape, Footprint, compute_nodes, footprint
 from glmfuse.matching.match import Mismatch, Stage
 from glmfuse.matching.pattern import Pattern, Variant
 
@@ -76,9 +76,10 @@ def select(sites: Iterable[Site], targets: Sequence[Target]) -> tuple[list[Candi
             refused.append(chosen)
             continue
         target, gain = chosen
-        space = footprint(site)
-        if isinstance(space, Mismatch):
-            refused.append(space)
+        space = footprint(site.cone)
+        if isinstance(space, Escape):
+            expected, found = f"{space.node.name} read only inside the site", f"also read by {space.user.name}"
+            refused.append(site.match.refused(Stage.ESCAPE, "escape", expected, found, space.node))
             continue
         op = target.op(site.match.pattern, site.match.call()[0])
         candidates.append(Candidate(site, target.name, op, gain, space))
@@ -106,4 +107,4 @@ def request_of(site: Site) -> Request:
     """The site as its kernels are asked about it."""
     tensors = {name: Layout.of(node.meta["val"]) for name, node in site.inputs.items() if node is not None}
     match = site.match
-    return Request(match.pattern, match.variant, tensors, match.scalars, site.trace.outputs, compute_nodes(site))
+    return Request(match.pattern, match.variant, tensors, match.scalars, site.trace.outputs, compute_nodes(site.cone))
