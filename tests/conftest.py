@@ -17,3 +17,9 @@ def _isolated_compiler() -> Iterator[None]:
     logging.getLogger("torch._guards").setLevel(logging.CRITICAL)
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_fake_tensors() -> None:
+    """Mutants that are no graphs fail in fake tensors, which log each of them with its stack."""
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
