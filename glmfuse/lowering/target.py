@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,15 +59,25 @@ class Target:
     _ops: dict[OpOverload, OpOverload] = field(default_factory=dict)
 
     def op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
-        """The op that runs this target's kernel, `glmfuse_<target>::<pattern>`; made at first use."""
+        """The op that runs this target's kernel, `glmfuse_<target>::<pattern>`; made at first use.
+
+        A second target of the same name, as a notebook makes when a cell runs again, gets a namespace
+        of its own, so that each runs its own kernels.
+        """
         if self.is_inlined:
             return reference
         if reference not in self._ops:
             self._ops[reference] = self._make_op(pattern, reference)
         return self._ops[reference]
 
+    @cached_property
+    def _namespace(self) -> str:
+        _TARGETS_MADE[self.name] += 1
+        made = _TARGETS_MADE[self.name]
+        return f"glmfuse_{self.name}" + (f"_{made}" if made > 1 else "")
+
     def _make_op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
-        namespace = f"glmfuse_{self.name}"
+        namespace = self._namespace
         schema = reference._schema
         names = [argument.name for argument in schema.arguments]
         overload = schema.overload_name
@@ -88,6 +100,7 @@ class Target:
         return run
 
 
+_TARGETS_MADE: Counter[str] = Counter()
 _LIBRARIES: dict[str, torch.library.Library] = {}
 
 
