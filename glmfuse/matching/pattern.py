@@ -98,6 +98,8 @@ class Pattern:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pattern function, or its op while a larger pattern is being traced."""
+        if torch.compiler.is_dynamo_compiling():  # a model that calls the pattern: trace into it
+            return self.function(*args, **kwargs)
         if (called := _called.get()) is not None:
             called.add(self)
         if not _as_ops.get():

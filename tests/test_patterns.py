@@ -1,0 +1,151 @@
+"""Every registered pattern: it finds itself, its op is its function, its fake tells the truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from glmfuse.canonicalize import canonicalize
+from glmfuse.canonicalize.term import INPUT, Term
+from glmfuse.capture import Fresh
+from glmfuse.fuse import _TRACES
+from glmfuse.matching import dims as dims_of
+from glmfuse.matching.find import find
+from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
+from glmfuse.matching.search import _example_scalars, _example_sizes, live_terms, trace_pattern, variants
+from glmfuse.patterns import PATTERNS
+from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CASES = [
+    pytest.param(pattern, variant, id=f"{pattern.name}-{variant}")
+    for pattern in PATTERNS
+    for variant in variants(pattern)
+]
+
+
+def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int = 0) -> dict[str, Any]:
+    """Real arguments: random tensors of the pattern's own example sizes."""
+    values = _example_sizes(pattern, variant, which)
+    arguments: dict[str, Any] = {p.name: None for p in pattern.parameters}
+    for parameter in pattern.parameters:
+        if parameter.is_tensor and parameter.name not in variant.absent:
+            shape = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)
+            arguments[parameter.name] = torch.randn(shape).to(pattern.dtypes.get(parameter.name, dtype))
+    return {**arguments, **_example_scalars(pattern, variant, values, which)}
+
+
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("pattern", "variant"), CASES)
+def test_the_op_is_the_function(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
+    arguments = example(pattern, variant, dtype)
+    found = as_tuple(pattern.call_op(arguments))
+    expected = as_tuple(pattern.function(**arguments))
+    assert same_bits(found, expected)
+    given = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    storages = [tensor.untyped_storage().data_ptr() for tensor in (*given, *found)]
+    assert len(set(storages)) == len(storages), "outputs are fresh and apart"
+
+
+@pytest.mark.parametrize(("pattern", "variant"), CASES)
+def test_opcheck(pattern: Pattern, variant: Variant) -> None:
+    arguments = example(pattern, variant, torch.bfloat16)
+    overload = pattern.overload(arguments)
+    values = tuple(arguments[argument.name] for argument in overload._schema.arguments)
+    utilities = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(overload, values, test_utils=utilities)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("pattern", "variant"), CASES)
+def test_it_finds_itself_and_changes_no_bit(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int) -> None:
+    arguments = example(pattern, variant, dtype, which)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    rest = {name: value for name, value in arguments.items() if name not in tensors}
+    captured = capture(lambda **given: as_tuple(pattern.function(**given, **rest)), **tensors)[0]
+    module = captured.module()
+    report = run_stages(module, only=(pattern.name,))
+    assert report.count()[pattern.name] == 1
+    before = outputs_and_writes(captured.module(), captured.arguments())
+    assert same_bits(outputs_and_writes(module, captured.arguments()), before)
+
+
+@pytest.mark.parametrize(("pattern", "variant"), CASES)
+def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) -> None:
+    """AOT, for the model, and the tracer under it, for patterns, give one spelling."""
+    arguments = example(pattern, variant, torch.bfloat16)
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
+    rest = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
+    by_aot = capture(
+        lambda *given: as_tuple(pattern.function(**_all(pattern, tensors, given), **rest)), *tensors.values()
+    )
+    fresh = Fresh()
+    fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
+    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False)
+    assert _spelling(canonicalize(by_aot[0].graph_module.graph).outputs) == _spelling(by_tracer.outputs)
+
+
+def _all(pattern: Pattern, tensors: dict[str, torch.Tensor], given: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+    absent = {p.name: None for p in pattern.parameters if p.is_tensor and p.name not in tensors}
+    return {**absent, **dict(zip(tensors, given, strict=True))}
+
+
+def _spelling(outputs: tuple[Any, ...]) -> list[str]:
+    """The live terms in the order in which the outputs need them, with numbers for names."""
+    number = {term: f"%{index}" for index, term in enumerate(live_terms(outputs))}
+
+    def show(arg: Any) -> str:
+        if isinstance(arg, Term):
+            return number[arg]
+        return f"({', '.join(map(show, arg))})" if isinstance(arg, tuple) else str(arg)
+
+    return [f"{term} {show(() if term.op is INPUT else term.args)}" for term in number]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_a_pattern_says_what_it_needs(pattern: Pattern) -> None:
+    text = pattern.function.__doc__ or ""
+    assert "Source:" in text
+    assert "->" in text
+    assert pattern.level == (1 + max(p.level for p in PATTERNS if p.name in pattern.calls) if pattern.calls else 0)
+
+
+def test_levels_are_not_fixed_at_two() -> None:
+    from glmfuse import pattern
+    from glmfuse.patterns import rms_norm, swiglu_mlp
+
+    @pattern(dims={"x": "... H", "w": "H", "w_gate": "I H", "w_up": "I H", "w_down": "H I"})
+    def norm_mlp(x, w, w_gate, w_up, w_down, eps: float):
+        """Mlp(norm(x)) + x.  x [..., hidden] -> [..., hidden]."""
+        return x + swiglu_mlp(rms_norm(x, w, eps), w_gate, w_up, w_down)
+
+    assert norm_mlp.level == 2
+    arguments = example(norm_mlp, Variant(), torch.bfloat16)
+    eps = arguments.pop("eps")
+    captured = capture(lambda **given: (norm_mlp.function(**given, eps=eps),), **arguments)[0]
+    module = captured.module()
+    report = run_stages(module, patterns=(norm_mlp,))
+    assert dict(report.count("chosen")) == {"norm_mlp": 1}
+    assert report.count("absorbed")["swiglu_mlp"] == 1
+    assert report.count("absorbed")["swiglu"] == 1
+    before = outputs_and_writes(captured.module(), captured.arguments())
+    assert same_bits(outputs_and_writes(module, captured.arguments()), before)
+
+
+def test_a_call_inside_a_trace_is_one_op() -> None:
+    from glmfuse.patterns import rms_norm
+
+    fresh = Fresh()
+    x = fresh.empty((3, 8), None, torch.float32, torch.device("cpu"))
+    w = fresh.empty((8,), None, torch.float32, torch.device("cpu"))
+    with patterns_as_ops(False):
+        inner = trace_pattern(rms_norm, {"x": x, "w": w}, {"eps": 1e-5})
+    assert len([term for term in inner.canonical.terms if term.op is not INPUT]) == 6
+    assert find(inner.canonical, (rms_norm,), _TRACES).sites
