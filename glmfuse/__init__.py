@@ -12,7 +12,7 @@ from glmfuse.options import Options
 from glmfuse.report.report import Report
 
 if TYPE_CHECKING:
-    from glmfuse.explain import explain
+    from glmfuse.dry_run import explain
     from glmfuse.lowering.target import Kernel, Target
     from glmfuse.matching.pattern import require
     from glmfuse.matching.register import pattern
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GlmfuseError", "Kernel", "Options", "Report", "Target", "explain", "pattern", "require"]
 
 _LAZY = {
-    "explain": "glmfuse.explain",
+    "explain": "glmfuse.dry_run",
     "pattern": "glmfuse.matching.register",
     "require": "glmfuse.matching.pattern",
     "Kernel": "glmfuse.lowering.target",

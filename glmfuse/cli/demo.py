@@ -12,6 +12,8 @@ from glmfuse.cli.quiet import Steps, quiet
 from glmfuse.lowering.tolerance import allowed
 
 _BATCH, _PROMPT, _CACHE = 2, 7, 32
+_SITES_IN_A_ROW = 16
+"""Four layers of four sites each: their roundings add up at the worst."""
 
 
 def demo(engine: str | None, dtype: str) -> int:
@@ -43,7 +45,6 @@ def demo(engine: str | None, dtype: str) -> int:
 def _print(report: Any, expected: torch.Tensor, found: torch.Tensor, seconds: float) -> int:
     graph = report.graphs[0]
     error = ((found - expected).double().norm() / expected.double().norm()).item()
-    limit = len(graph.bodies[0].rows) * allowed(expected.dtype)
     verdict = "equal" if torch.equal(found, expected) else f"relative L2 error {error:.2g}"
     print(f"tiny GLM-4.5, {expected.dtype}, one decode step: {verdict} against eager")
     print(report)
@@ -53,4 +54,4 @@ def _print(report: Any, expected: torch.Tensor, found: torch.Tensor, seconds: fl
         f"first call {seconds:.1f} s: Dynamo and AOT {seconds - stages - engine:.1f}, "
         f"glmfuse {stages:.1f}, {graph.engine} {engine:.1f}"
     )
-    return 0 if error <= limit else 1
+    return 0 if error <= _SITES_IN_A_ROW * allowed(expected.dtype) else 1

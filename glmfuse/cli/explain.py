@@ -13,7 +13,7 @@ _BATCH, _CACHE = 1, 4096
 def explain_config(config: str, layers: int | None, phase: str, tokens: int, *, as_json: bool) -> int:
     """Trace the model of a config on fake tensors and print its report."""
     from glmfuse import huggingface
-    from glmfuse.explain import explain
+    from glmfuse.dry_run import explain
 
     raw = huggingface.read_config(config)
     overrides: dict[str, Any] = {} if layers is None else {"num_hidden_layers": layers}

@@ -22,8 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return explain_config(
             arguments.config, arguments.layers, arguments.phase, arguments.tokens, as_json=arguments.json
         )
-    except GlmfuseError as error:
-        print(f"glmfuse: {error}", file=sys.stderr)
+    except Exception as error:
+        cause = getattr(error, "inner_exception", error)  # Dynamo wraps what a backend raises
+        if not isinstance(cause, GlmfuseError):
+            raise
+        print(f"glmfuse: {cause}", file=sys.stderr)
         return 1
 
 

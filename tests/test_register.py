@@ -1,0 +1,137 @@
+"""A pattern that is defined wrongly is refused where it is defined, with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glmfuse import pattern, require
+from glmfuse.errors import PatternError
+
+
+def bad_dims() -> None:
+    @pattern(dims={"x": "... H", "w": "H +"})
+    def wrong_dims(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+
+def no_dims() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_missing(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+
+def strange_dims() -> None:
+    @pattern(dims={"x": "... H", "y": "H"})
+    def wrong_strange(x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
+def strange_type() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_type(x: Tensor, name: str) -> Tensor:
+        return torch.exp(x)
+
+
+def returns_argument() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_identity(x: Tensor) -> Tensor:
+        return x.view(x.shape)
+
+
+def returns_nothing() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_nothing(x: Tensor) -> Any:
+        return ()
+
+
+def writes() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_writes(x: Tensor) -> Tensor:
+        return x.mul_(2) + 1
+
+
+def draws() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_random(x: Tensor) -> Tensor:
+        return x * torch.rand_like(x)
+
+
+def raises() -> None:
+    @pattern(dims={"x": "... H", "w": "O"})
+    def wrong_shapes(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+
+def unused() -> None:
+    @pattern(dims={"x": "... H", "w": "H"})
+    def wrong_unused(x: Tensor, w: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
+def hidden_scalar() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_scalar(x: Tensor, scale: float) -> Tensor:
+        return x * (2 * scale)
+
+
+def two_graphs() -> None:
+    @pattern(dims={"x": "T H"})
+    def wrong_paths(x: Tensor) -> Tensor:
+        return torch.exp(x) if x.shape[0] > 18 else torch.cos(x)
+
+
+def not_optional() -> None:
+    @pattern(dims={"x": "... H", "w": "H"}, together=("w",))
+    def wrong_together(x: Tensor, w: Tensor) -> Tensor:
+        return x * w
+
+
+def twice() -> None:
+    @pattern(dims={"x": "... H"})
+    def rms_norm(x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
+CASES: list[tuple[Callable[[], None], str]] = [
+    (bad_dims, "dims of 'w'"),
+    (no_dims, "no dims are declared for 'w'"),
+    (strange_dims, r"dims are declared for \['y'\]"),
+    (strange_type, "argument 'name' must be a Tensor, float, int or bool"),
+    (returns_argument, "returns one of its arguments"),
+    (returns_nothing, "must return a tensor"),
+    (writes, "writes or draws at random"),
+    (draws, "writes or draws at random"),
+    (raises, "tracing it .* fails"),
+    (unused, r"does not depend on \['w'\]"),
+    (hidden_scalar, r"the value of \['scale'\] shows as no literal"),
+    (two_graphs, "another graph at other sizes"),
+    (not_optional, r"together= names \['w'\]"),
+    (twice, "registered already"),
+]
+
+
+@pytest.mark.parametrize(("define", "message"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_a_wrong_definition_is_refused_with_its_line(define: Callable[[], None], message: str) -> None:
+    import glmfuse.patterns  # noqa: F401  the names that are taken
+
+    with pytest.raises(PatternError, match=message) as caught:
+        define()
+    line = define.__code__.co_firstlineno
+    assert any(f"{__file__}:{line + offset}" in str(caught.value) for offset in (1, 2))
+
+
+def test_a_constraint_on_no_argument_is_refused() -> None:
+    @pattern(dims={"x": "... H"})
+    def constrained_exp(x: Tensor) -> Tensor:
+        return torch.exp(x) + 1
+
+    with pytest.raises(PatternError, match=r"takes \['y'\], not arguments"):
+
+        @constrained_exp.constraint
+        def _(y: Tensor) -> None:
+            require(y.dim() == 2, "two dimensions", y.dim())
