@@ -1,6 +1,6 @@
 # Every command sets up what it needs: a virtual environment in .venv, torch pinned so that the CPU
 # build is taken where one is at hand.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12)
+PYTHON ?= $(shell for name in python3.11 python3.12; do $$name -c "" 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0

@@ -83,7 +83,12 @@ def _decompose(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphM
     if mode is None:
         raise TypeError("Inductor is given fake inputs, as AOT has them")
     with torch.no_grad(), mode, preserve_node_meta():
-        return make_fx(run, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*inputs)
+        made = make_fx(run, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)(*inputs)
+    for name, body in made.named_children():
+        if isinstance(body, fx.GraphModule):  # called by a higher-order operator, which kept it as it was
+            placeholders = [node.meta["val"] for node in body.graph.nodes if node.op == "placeholder"]
+            setattr(made, name, _decompose(body, placeholders))
+    return made
 
 
 def _static_inputs() -> Sequence[int]:
