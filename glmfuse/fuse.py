@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,8 +57,21 @@ class Fusion:
 def fuse(graph_module: fx.GraphModule, fusion: Fusion, report: GraphReport) -> None:
     """Fuse a graph, and the bodies that its higher-order operators call, in place."""
     report.targets = tuple(target.name for target in fusion.targets)
-    for name, body, calls in _bodies(graph_module):
-        report.bodies.append(_fuse_body(name, body, calls, fusion, report))
+    with _collector_paused():
+        for name, body, calls in _bodies(graph_module):
+            report.bodies.append(_fuse_body(name, body, calls, fusion, report))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Nearly all that is allocated here lives on; a full collection would only walk what Dynamo left."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, report: GraphReport) -> Body:

@@ -9,7 +9,7 @@ from typing import Any
 import sympy
 import torch
 
-from glmfuse.canonicalize import INPUT, Op, Term, describe_op, terms_in
+from glmfuse.canonicalize import INPUT, Op, Term, describe_op
 from glmfuse.matching.index import Definition, Index
 from glmfuse.matching.match import Finding, Match, Mismatch, Stage
 from glmfuse.matching.search import Capture, Free, Literal, SearchGraph, Spec
@@ -138,8 +138,11 @@ class _Attempt:
         for mine in self.graph.terms:
             if mine in self.bound:
                 continue
-            for source in self.sources(mine):
-                users = self.index.users.get(self.bound[source], ())
+            for source in self.graph.sources[mine]:
+                value = self.bound.get(source)
+                if value is None:
+                    continue
+                users = self.index.users.get(value, ())
                 found = [user for user in users if user.term.op is mine.op and user.value not in self.used]
                 if best is None or len(found) < len(best[1]):
                     best = (mine, found)
@@ -147,9 +150,6 @@ class _Attempt:
             return True
         mine, found = best
         return any(self.define(mine, definition, None) for definition in found) or self.fail("no user", mine, None)
-
-    def sources(self, mine: Term) -> Iterator[Term]:
-        return (source for source in terms_in(mine.args) if self.bound.get(source) is not None)
 
     def fail(self, code: str, mine: Term, found: Any, spec: Any = None) -> bool:
         if len(self.used) > self.depth:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -56,7 +56,7 @@ class SearchGraph:
     """What one variant looks like in a graph.
 
     inputs: the term of each tensor argument. specs: for each inner term, what its arguments must be.
-    terms: inner terms, producers first. outputs: the terms returned.
+    terms: inner terms, producers first. outputs: the terms returned. sources: what each term reads.
     """
 
     pattern: Pattern
@@ -66,6 +66,11 @@ class SearchGraph:
     terms: tuple[Term, ...]
     outputs: tuple[Term, ...]
     specs: Mapping[Term, tuple[Spec, ...]]
+    sources: Mapping[Term, tuple[Term, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note once what every match asks for each term again."""
+        object.__setattr__(self, "sources", {term: tuple(terms_in(term.args)) for term in self.terms})
 
     @property
     def ops(self) -> frozenset[Op]:
