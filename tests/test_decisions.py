@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable
 from typing import Any
 
+import networkx as nx
 import pytest
 import torch
 
+from glmfuse.matching.independent import heaviest
 from glmfuse.report.report import GraphReport
 from tests.support.glm import decode_static, tiny
 from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
@@ -45,6 +49,36 @@ def test_overlapping_sites_are_chosen_by_their_total_gain(gains: dict[str, float
         if row.status == "matched" and row.gain > 0:
             assert row.stage == "OVERLAP"
             assert any(name in row.found for name in chosen)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_choice_is_the_best_of_all(seed: int) -> None:
+    draw = random.Random(seed)
+    graph = nx.gnp_random_graph(12, draw.choice([0.1, 0.3, 0.6]), seed=seed)
+    for vertex in graph:
+        graph.nodes[vertex]["gain"] = draw.randint(1, 9) / 2
+    gains = graph.nodes(data="gain")
+    best = max(
+        sum(gains[vertex] for vertex in subset)
+        for size in range(13)
+        for subset in itertools.combinations(graph, size)
+        if not any(graph.has_edge(a, b) for a, b in itertools.combinations(subset, 2))
+    )
+    found = heaviest(graph)
+    assert not any(graph.has_edge(a, b) for a, b in itertools.combinations(found, 2))
+    assert sum(gains[vertex] for vertex in found) == best
+
+
+def test_a_long_chain_of_overlaps_is_still_chosen_exactly() -> None:
+    """Checked against dynamic programming; by cliques alone this would not end."""
+    draw = random.Random(0)
+    graph = nx.path_graph(400)
+    gains = [draw.randint(1, 9) for _ in graph]
+    nx.set_node_attributes(graph, dict(enumerate(gains)), "gain")
+    with_last, without_last = 0, 0
+    for gain in gains:
+        with_last, without_last = without_last + gain, max(with_last, without_last)
+    assert sum(gains[vertex] for vertex in heaviest(graph)) == max(with_last, without_last)
 
 
 def crossed(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:

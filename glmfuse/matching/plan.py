@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,9 @@ import networkx as nx
 from torch import fx
 
 from glmfuse.canonicalize.schema import is_view, written_arguments
+from glmfuse.matching.independent import heaviest
 from glmfuse.matching.match import Mismatch, Stage
 from glmfuse.matching.select import Candidate
-
-_GAIN_UNIT = 1000
-"""networkx weighs cliques in whole numbers: gains count to a thousandth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,48 +47,29 @@ def plan(graph: fx.Graph, candidates: Sequence[Candidate]) -> Plan:
 
 
 def _without_overlaps(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[tuple[Candidate, Candidate]]]:
-    conflicts = nx.Graph()
-    conflicts.add_nodes_from(candidates)
-    owners: dict[fx.Node, list[Candidate]] = {}
-    for candidate in candidates:
-        for node in candidate.footprint.owned:
-            owners.setdefault(node, []).append(candidate)
+    """The candidates to keep, and each other one with a kept one in its way."""
+    conflicts = nx.Graph()  # over positions: numbers are walked in one order in every run
+    conflicts.add_nodes_from((index, {"gain": item.gain}) for index, item in enumerate(candidates))
+    owners: dict[fx.Node, list[int]] = {}
+    for index, item in enumerate(candidates):
+        for node in item.footprint.owned:
+            owners.setdefault(node, []).append(index)
     for sharing in owners.values():
-        conflicts.add_edges_from((a, b) for index, a in enumerate(sharing) for b in sharing[index + 1 :])
-    chosen: list[Candidate] = []
-    for component in nx.connected_components(conflicts):
-        members = [candidate for candidate in candidates if candidate in component] if len(component) > 1 else component
-        chosen.extend(_heaviest(conflicts, list(members)))
-    taken = set(chosen)
+        conflicts.add_edges_from(itertools.combinations(sharing, 2))
+    best = heaviest(conflicts)
     lost = [
-        (candidate, next(winner for winner in candidates if winner in taken and conflicts.has_edge(candidate, winner)))
-        for candidate in candidates
-        if candidate not in taken
+        (item, candidates[min(best & set(conflicts[index]))])
+        for index, item in enumerate(candidates)
+        if index not in best
     ]
-    return chosen, lost
+    return [candidates[index] for index in sorted(best)], lost
 
 
-def _heaviest(conflicts: nx.Graph, members: list[Candidate]) -> list[Candidate]:
-    """The exact maximum-weight independent set of one component: a clique of its complement."""
-    if len(members) == 1:
-        return members
-    free = nx.Graph()
-    free.add_nodes_from((index, {"weight": round(item.gain * _GAIN_UNIT)}) for index, item in enumerate(members))
-    free.add_edges_from(
-        (i, j)
-        for i, a in enumerate(members)
-        for j, b in enumerate(members[i + 1 :], i + 1)
-        if not conflicts.has_edge(a, b)
-    )
-    best, _ = nx.max_weight_clique(free, weight="weight")
-    return [members[index] for index in sorted(best)]
-
-
-def _cycle(graph: fx.Graph, chosen: Iterable[Candidate]) -> list[fx.Node | Candidate] | None:
+def _cycle(graph: fx.Graph, chosen: Sequence[Candidate]) -> list[fx.Node | Candidate] | None:
     """A cycle of the graph in which every chosen site is one node; None when there is none."""
     owner: dict[fx.Node, Candidate] = {node: item for item in chosen for node in item.footprint.owned}
     contracted = nx.DiGraph()
-    for source, user in _edges(graph, owner):
+    for source, user in _edges(graph, chosen, owner):
         if source is not user:
             contracted.add_edge(source, user)
     if nx.is_directed_acyclic_graph(contracted):
@@ -100,8 +80,10 @@ def _cycle(graph: fx.Graph, chosen: Iterable[Candidate]) -> list[fx.Node | Candi
 Vertex = fx.Node | Candidate
 
 
-def _edges(graph: fx.Graph, owner: Mapping[fx.Node, Candidate]) -> Iterable[tuple[Vertex, Vertex]]:
-    for item in dict.fromkeys(owner.values()):
+def _edges(
+    graph: fx.Graph, chosen: Iterable[Candidate], owner: Mapping[fx.Node, Candidate]
+) -> Iterable[tuple[Vertex, Vertex]]:
+    for item in chosen:
         for node in item.site.inputs.values():
             if node is not None:
                 yield owner.get(node, node), item

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ MATCHED: Final = "matched"
 MISSED: Final = "missed"
 
 _IDS = itertools.count()
-_LIVE: weakref.WeakValueDictionary[int, Report] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +132,6 @@ class Report:
         self.id = next(_IDS)
         self.graphs: list[GraphReport] = []
         self.notes: list[str] = []
-        _LIVE[self.id] = self
-
-    @staticmethod
-    def by_id(identity: int) -> Report | None:
-        """The report of that number while somebody holds it."""
-        return _LIVE.get(identity)
 
     def new_graph(self) -> GraphReport:
         """Start the report of the next captured graph."""
