@@ -82,8 +82,9 @@ def build(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any
     Biases, norms and the router's correction bias are random too, so that a fusion that drops one shows.
     """
     transformers = require_transformers()
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
