@@ -125,7 +125,7 @@ def _targets(options: Options, patterns: Sequence[Pattern], report: Report) -> t
     if options.targets is None:
         usable = []
         for target in known.values():
-            if (reason := target.unavailable()) is None:
+            if (reason := target.unavailable() or target.not_by_default()) is None:
                 usable.append(target)
             else:
                 report.note(f"target {target.name!r} passed over: {reason}")

@@ -48,3 +48,11 @@ class VerificationError(GlmfuseError):
 
 class ConfigError(GlmfuseError):
     """A model configuration cannot be read or built."""
+
+
+class KernelError(GlmfuseError):
+    """A kernel did not compile or run, in the toolchain's own words."""
+
+    def __init__(self, kernel: str, mode: str, reason: str, log: str = "") -> None:
+        super().__init__(f"kernel {kernel} fails ({mode}): {reason}" + (f"\n{log}" if log else ""))
+        self.reason = reason

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import fx
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize.term import Op, Term
@@ -64,6 +65,11 @@ def written_arguments(op: OpOverload) -> tuple[int, ...]:
         for position, argument in enumerate(op._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+
+
+def is_write(node: fx.Node) -> bool:
+    """Whether a node writes one of its arguments in place."""
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
 def is_view(op: Op) -> bool:

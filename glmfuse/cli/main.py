@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from glmfuse.cli.demo import demo
 
             return demo(engine=arguments.engine, dtype=arguments.dtype)
+        if arguments.command == "kernels":
+            return _kernels(arguments)
         from glmfuse.cli.explain import explain_config
 
         return explain_config(
@@ -28,6 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"glmfuse: {cause}", file=sys.stderr)
         return 1
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    from glmfuse.cli import kernels
+
+    if arguments.action == "list":
+        return kernels.list_kernels()
+    if arguments.action == "check":
+        return kernels.check_kernels(arguments.name, arguments.shape, arguments.tokens)
+    return kernels.time_kernels(
+        arguments.name, arguments.shape, arguments.tokens, as_json=arguments.json, trace=arguments.trace
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +56,25 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--phase", default="decode", choices=("decode", "prefill"), help="with a StaticCache")
     explain.add_argument("--tokens", type=_positive, default=128, metavar="N", help="length of the prefill")
     explain.add_argument("--json", action="store_true", help="print the report's data form")
+    _add_kernels(commands.add_parser("kernels", help="PyPTO kernels: list, check and time them without an NPU"))
     return parser
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="the patterns that have a kernel")
+    check = actions.add_parser("check", help="compile and interpret kernels against their pattern functions")
+    timing = actions.add_parser("time", help="kernels in PyPTO's cost model")
+    for action in (check, timing):
+        action.add_argument("name", nargs="?", help="one kernel (default: all)")
+        action.add_argument("--shape", default="glm-4.5/tp8", help="glm-4.5/tp8, glm-4.5-air/tp16, ..., or tiny")
+        action.add_argument("--tokens", type=_token_counts, default=[1, 8, 32], metavar="1,8,32")
+    timing.add_argument("--json", action="store_true", help="print the data form")
+    timing.add_argument("--trace", metavar="FILE", help="write the tasks of the last kernel for Perfetto")
+
+
+def _token_counts(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> int:

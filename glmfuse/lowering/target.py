@@ -50,11 +50,16 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A named table of kernels. unavailable: why the target cannot be used here, or None."""
+    """A named table of kernels.
+
+    unavailable: why the target cannot be used here, or None. not_by_default: why it is used only when it
+    is asked for by name, or None.
+    """
 
     name: str
     kernels: Mapping[str, Kernel]
     unavailable: Callable[[], str | None] = field(default=lambda: None)
+    not_by_default: Callable[[], str | None] = field(default=lambda: None)
     is_inlined: bool = False
     _ops: dict[OpOverload, OpOverload] = field(default_factory=dict)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from glmfuse.lowering.pypto.target import PYPTO
 from glmfuse.lowering.reference import NAME
 from glmfuse.lowering.target import Kernel, Target
 from glmfuse.matching.pattern import Pattern
 
-TARGETS: tuple[Target, ...] = ()
+TARGETS: tuple[Target, ...] = (PYPTO,)
 """Targets with kernels of their own; the reference, made for the patterns in use, follows them."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from glmfuse.canonicalize.schema import is_view, written_arguments
+from glmfuse.canonicalize.schema import is_view, is_write, written_arguments
 from glmfuse.matching.independent import heaviest
 from glmfuse.matching.match import Mismatch, Stage
 from glmfuse.matching.select import Candidate
@@ -92,14 +92,9 @@ def _edges(
             for source in node.all_input_nodes:
                 yield owner.get(source, source), node
     position = {node: index for index, node in enumerate(graph.nodes)}
-    for write in (node for node in graph.nodes if node.op == "call_function" and _writes(node)):
+    for write in (node for node in graph.nodes if is_write(node)):
         for reader in _readers_before(write, position):
             yield owner.get(reader, reader), write
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
 
 
 def _readers_before(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterable[fx.Node]:

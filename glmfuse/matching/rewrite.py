@@ -7,9 +7,11 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from glmfuse.canonicalize import Term
+from glmfuse.canonicalize.schema import is_write
 from glmfuse.matching.select import Candidate
 
 SITE = "glmfuse_site"
@@ -25,7 +27,12 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     """
     sites = list(chosen)
     place = {node: index for index, node in enumerate(graph.nodes)}
-    fused = [_fuse(graph, candidate, place) for candidate in sites]
+    replaced: dict[fx.Node, fx.Node] = {}
+    fused = [_insert(graph, candidate, place, replaced) for candidate in sites]
+    for node, candidate in zip(fused, sites, strict=True):
+        # A site may read what another makes; by now all of them are there.
+        node.args = fx.map_arg(node.args, lambda source: replaced.get(source, source))
+        _redirect(candidate, replaced, keep_originals)
     for candidate in () if keep_originals else sites:
         _erase(graph, candidate, place)
     if sites:
@@ -34,7 +41,10 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     return fused
 
 
-def _fuse(graph: fx.Graph, candidate: Candidate, place: Mapping[fx.Node, int]) -> fx.Node:
+def _insert(
+    graph: fx.Graph, candidate: Candidate, place: Mapping[fx.Node, int], replaced: dict[fx.Node, fx.Node]
+) -> fx.Node:
+    """Add the fused op before the first of its outputs and note what stands for each node that held one."""
     match, inputs = candidate.site.match, candidate.site.inputs
     _, arguments = match.call()
     names = [argument.name for argument in candidate.op._schema.arguments]
@@ -43,15 +53,33 @@ def _fuse(graph: fx.Graph, candidate: Candidate, place: Mapping[fx.Node, int]) -
     with graph.inserting_before(min((node for nodes in held for node in nodes), key=place.__getitem__)):
         fused = graph.call_function(candidate.op, values)
         made = [fused] if len(held) == 1 else [_item(graph, fused, index) for index in range(len(held))]
+        for new, nodes in zip(made, held, strict=True):
+            new.meta.setdefault("val", nodes[0].meta["val"])
+            replaced[nodes[0]] = new
+            for other in nodes[1:]:
+                replaced[other] = _twin(graph, new, other)
     anchor = match.anchor.node or held[0][0]
     fused.meta.update({key: anchor.meta[key] for key in _PROVENANCE if key in anchor.meta})
     fused.meta["val"] = _value([nodes[0].meta["val"] for nodes in held])
     fused.meta[SITE] = candidate
-    for new, nodes in zip(made, held, strict=True):
-        new.meta.setdefault("val", nodes[0].meta["val"])
-        for node in nodes:
-            node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in candidate.site.cone.nodes)
     return fused
+
+
+def _redirect(candidate: Candidate, replaced: Mapping[fx.Node, fx.Node], keep_originals: bool) -> None:
+    """Let every reader of an output read the fused op's; what vanishes with the site keeps its own."""
+    inside = candidate.site.cone.nodes if keep_originals else candidate.footprint.owned
+    for nodes in candidate.site.cone.outputs:
+        for node in nodes:
+            node.replace_all_uses_with(replaced[node], delete_user_cb=lambda user: user not in inside)
+
+
+def _twin(graph: fx.Graph, new: fx.Node, other: fx.Node) -> fx.Node:
+    """The same value a second time: a copy where the graph hands it out, since it may be written there."""
+    if not any(user.op == "output" or is_write(user) for user in other.users):
+        return new
+    copy = graph.call_function(torch.ops.aten.clone.default, (new,))
+    copy.meta["val"] = other.meta["val"]
+    return copy
 
 
 def _item(graph: fx.Graph, fused: fx.Node, index: int) -> fx.Node:

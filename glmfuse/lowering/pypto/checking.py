@@ -1,0 +1,105 @@
+"""Kernels against their pattern functions, and their time in the cost model: what the command line shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmfuse.errors import KernelError
+from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.family import arguments, geometry
+from glmfuse.lowering.pypto.launch.launch import checked, interpret, request_of
+from glmfuse.lowering.pypto.process import Mode, Simulation, run
+from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
+from glmfuse.patterns import PATTERNS
+
+_TIE = 1e-5
+"""Router scores nearer than this may change places: both orders are right."""
+
+_FUNCTIONS = {pattern.name: pattern.function for pattern in PATTERNS}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One kernel at one shape: the relative L2 error of its worst output, or why it failed."""
+
+    pattern: str
+    shape: str
+    tokens: int
+    error: float
+    allowed: float
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the kernel compiled through all passes and agrees with the pattern function."""
+        return not self.failure and self.error <= self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One kernel at one shape in the cost model; floor: its bytes at the chip's memory bandwidth, in us."""
+
+    pattern: str
+    shape: str
+    tokens: int
+    simulation: Simulation
+    floor: float
+
+
+def check(pattern: str, shape: str, tokens: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Check:
+    """Compile a kernel through all passes and compare its numerics with the pattern function's."""
+    allowed = KERNEL_RELATIVE_L2[dtype]
+    values = arguments(pattern, geometry(shape), tokens, dtype, seed)
+    launch = KERNELS[pattern].launch(ASCEND_910B, **values)
+    try:
+        found = interpret(launch, Mode.COMPILE)
+    except KernelError as error:
+        return Check(pattern, shape, tokens, float("inf"), allowed, error.reason.splitlines()[0])
+    return Check(pattern, shape, tokens, distance(pattern, found, values), allowed)
+
+
+def distance(pattern: str, found: Any, values: Mapping[str, Any]) -> float:
+    """The relative L2 error of the worst output; infinite where a router chose other experts without a tie."""
+    expected = _FUNCTIONS[pattern](**values)
+    ours, theirs = _tuple(found), _tuple(expected)
+    if pattern == "gate_topk":
+        return _router_distance(ours, theirs, values)
+    return max(_relative(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def simulate(pattern: str, shape: str, tokens: int, *, trace: bool = False) -> Timing:
+    """Run a kernel in bf16 through the cost model; KernelError when it does not compile."""
+    launch = KERNELS[pattern].launch(ASCEND_910B, **arguments(pattern, geometry(shape), tokens, torch.bfloat16))
+    outcome = checked(run(request_of(launch, Mode.SIMULATE, trace=trace)), launch, Mode.SIMULATE)
+    assert outcome.simulation is not None
+    moved = sum(tensor.numel() * tensor.element_size() for tensor in launch.inputs)
+    moved += sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in launch.outputs)
+    return Timing(pattern, shape, tokens, outcome.simulation, moved / ASCEND_910B.bandwidth * 1e6)
+
+
+def _tuple(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    a, b = ours.double(), theirs.double()
+    return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+
+
+def _router_distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], values: Mapping[str, Any]) -> float:
+    """Experts come in no order; ids must agree but where two scores are as good as equal."""
+    experts = values["w"].shape[0]
+    spread = [torch.zeros(len(ids), experts).scatter(1, ids, weights) for weights, ids in (ours, theirs)]
+    differs = ((spread[0] != 0) != (spread[1] != 0)).any(-1)
+    logits = values["x"].double() @ values["w"].double().t()
+    scores = (logits.sigmoid() + values["bias"].double()).sort(-1, descending=True).values
+    gap = scores[:, values["top_k"] - 1] - scores[:, values["top_k"]]
+    if bool((differs & (gap > _TIE)).any()):
+        return float("inf")
+    return _relative(spread[0][~differs], spread[1][~differs])

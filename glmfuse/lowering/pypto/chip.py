@@ -1,0 +1,44 @@
+"""The chip that kernels are cut for: sizes of its memories and how many cores it has, each with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+KIB: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """An AI core's memories in bytes, and the cores of the SoC.
+
+    ub: unified buffer of a vector core. l1, l0a, l0b, l0c: buffers of a cube core. cube_cores and
+    vector_cores: AIC and AIV. tail: bytes that the last axis of a vector tile is a multiple of.
+    bandwidth: bytes a second to and from device memory.
+    """
+
+    name: str
+    ub: int
+    l1: int
+    l0a: int
+    l0b: int
+    l0c: int
+    cube_cores: int
+    vector_cores: int
+    tail: int
+    bandwidth: float
+
+
+ASCEND_910B: Final = Chip(
+    # Memories: the platform file A2A3.ini of pypto 0.2.0. Cores: its cost model's _simulate.config.ini.
+    name="Ascend910B",
+    ub=192 * KIB,
+    l1=512 * KIB,
+    l0a=64 * KIB,
+    l0b=64 * KIB,
+    l0c=128 * KIB,
+    cube_cores=24,
+    vector_cores=48,
+    tail=32,
+    bandwidth=1.6e12,  # HBM2e of the 64 GB Ascend 910B, as published; nothing here has measured it
+)

@@ -1,0 +1,136 @@
+"""The shapes that kernels meet: the models of the family, cut over 1 to 16 devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from glmfuse.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The sizes of one decoder layer on one device; `inter` is the shared expert's width."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    experts: int
+    top_k: int
+    inter: int
+    n_group: int = 1
+    topk_group: int = 1
+    scale: float = 2.5
+    qk_norm: bool = True
+
+    def split(self, devices: int) -> Geometry:
+        """One device's part under tensor parallelism; kv heads are repeated where there are too few."""
+        return replace(
+            self,
+            heads=self.heads // devices,
+            kv_heads=max(1, self.kv_heads // devices),
+            inter=self.inter // devices,
+        )
+
+
+_GLM_45 = Geometry(5120, 96, 8, 128, 64, 160, 8, 1536)
+_AIR = Geometry(4096, 96, 8, 128, 64, 128, 8, 1408, scale=1.0, qk_norm=False)
+
+MODELS: Final[Mapping[str, Geometry]] = MappingProxyType(
+    {
+        # Sizes: the config.json of each model; 4.6 and 4.7 differ from 4.5 in context length alone.
+        "glm-4.5": _GLM_45,
+        "glm-4.5-air": _AIR,
+        "glm-4.6": _GLM_45,
+        "glm-4.7": _GLM_45,
+        "tiny": Geometry(64, 8, 2, 16, 8, 8, 2, 32),
+    }
+)
+DEVICES: Final = (1, 2, 4, 8, 16)
+
+
+def geometry(name: str) -> Geometry:
+    """The geometry of `glm-4.5/tp8` or `tiny`; OptionError lists the names there are."""
+    model, _, part = name.partition("/")
+    if model in MODELS and not part:
+        return MODELS[model]
+    if model in MODELS and part in [f"tp{devices}" for devices in DEVICES]:
+        return MODELS[model].split(int(part[2:]))
+    valid = [*MODELS, *(f"{model}/tp{devices}" for model in MODELS if model != "tiny" for devices in DEVICES)]
+    raise OptionError.unknown("shape", [name], valid)
+
+
+Draw = Callable[..., Tensor]
+
+
+def arguments(pattern: str, at: Geometry, tokens: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+    """Random arguments of a pattern at a geometry, by name; weights scaled so that outputs are of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0, offset: float = 0.0, wide: bool = False) -> Tensor:
+        values = torch.randn(*shape, generator=generator) * scale + offset
+        return values if wide else values.to(dtype)
+
+    return _ARGUMENTS[pattern](at, tokens, draw)
+
+
+def _rms_norm(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    return {"x": draw(tokens, at.hidden), "w": draw(at.hidden, scale=0.2, offset=1.0), "eps": 1e-5}
+
+
+def _gate_topk(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    return {
+        "x": draw(tokens, at.hidden),
+        "w": draw(at.experts, at.hidden, scale=at.hidden**-0.5),
+        "bias": draw(at.experts, scale=0.1, wide=True),
+        "top_k": at.top_k,
+        "n_group": at.n_group,
+        "topk_group": at.topk_group,
+        "renormalize": True,
+        "scale": at.scale,
+    }
+
+
+def _swiglu_mlp(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    return {
+        "x": draw(tokens, at.hidden),
+        "w_gate": draw(at.inter, at.hidden, scale=at.hidden**-0.5),
+        "w_up": draw(at.inter, at.hidden, scale=at.hidden**-0.5),
+        "w_down": draw(at.hidden, at.inter, scale=at.inter**-0.5),
+    }
+
+
+def _norm_qkv_rope(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    widths = {"q": at.heads * at.head_dim, "k": at.kv_heads * at.head_dim, "v": at.kv_heads * at.head_dim}
+    angle = draw(1, 1, tokens, at.rotary // 2, scale=3.0, wide=True).repeat(1, 1, 1, 2)
+    dtype = draw(1).dtype
+    gains = {f"w_{name}_norm": draw(at.head_dim, scale=0.2, offset=1.0) if at.qk_norm else None for name in "qk"}
+    return {
+        "x": draw(1, tokens, at.hidden),
+        "residual": draw(1, tokens, at.hidden),
+        "w_norm": draw(at.hidden, scale=0.2, offset=1.0),
+        **{f"w_{name}": draw(width, at.hidden, scale=at.hidden**-0.5) for name, width in widths.items()},
+        **{f"b_{name}": draw(width, scale=0.1) for name, width in widths.items()},
+        **gains,
+        "cos": angle.cos().to(dtype),
+        "sin": angle.sin().to(dtype),
+        "eps": 1e-5,
+        "num_heads": at.heads,
+        "num_kv_heads": at.kv_heads,
+        "head_dim": at.head_dim,
+    }
+
+
+_ARGUMENTS: Mapping[str, Callable[[Geometry, int, Draw], dict[str, Any]]] = {
+    "rms_norm": _rms_norm,
+    "norm_qkv_rope": _norm_qkv_rope,
+    "gate_topk": _gate_topk,
+    "swiglu_mlp": _swiglu_mlp,
+}

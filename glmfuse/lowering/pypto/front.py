@@ -1,0 +1,33 @@
+"""What a `norm_qkv_rope` kernel is built for; no pypto here, both sides of the worker load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glmfuse.lowering.pypto.tiling import CubeTile
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What the kernel is built for.
+
+    block: tokens of a round. rows, width: vector tile over hidden. head_rows: tokens of a vector tile over
+    heads. cube: tile of the projections, over the columns of all three. merged: one matrix has all rows.
+    """
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    eps: float
+    has_residual: bool
+    has_bias: bool
+    has_qk_norm: bool
+    merged: bool
+    block: int
+    rows: int
+    width: int
+    head_rows: int
+    cube: CubeTile
+    dtype: str

@@ -1,0 +1,1 @@
+"""From a pattern's arguments to a kernel: one file for each pattern; no pypto here."""

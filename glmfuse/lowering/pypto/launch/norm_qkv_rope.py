@@ -1,0 +1,118 @@
+"""`norm_qkv_rope` as a PyPTO kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from glmfuse.lowering.pypto.chip import Chip
+from glmfuse.lowering.pypto.front import Front
+from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
+from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, half, row_fits
+from glmfuse.lowering.pypto.process import KernelRef
+from glmfuse.lowering.pypto.tiling import cube_tile, tail, tokens_of_round, vector_rows
+from glmfuse.matching.select import Request
+
+_LIVE_ROWS = 4
+"""fp32 rows in the unified buffer at once, of hidden and of all heads; more spill (measured)."""
+
+_MOST_HEAD_ROWS = 8
+
+
+def _limits(chip: Chip, site: Request) -> str | None:
+    x = site.tensors["x"]
+    return first(
+        lambda: half(x),
+        lambda: fixed("hidden", x.shape[-1]),
+        lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
+        lambda: row_fits(chip, site.scalars["num_heads"] * site.scalars["head_dim"], _LIVE_ROWS),
+    )
+
+
+def _launch(
+    chip: Chip,
+    x: Tensor,
+    residual: Tensor | None,
+    w_norm: Tensor,
+    w_q: Tensor,
+    w_k: Tensor | None,
+    w_v: Tensor | None,
+    b_q: Tensor | None,
+    b_k: Tensor | None,
+    b_v: Tensor | None,
+    w_q_norm: Tensor | None,
+    w_k_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> Launch:
+    batch, length, hidden = x.shape
+    tokens = batch * length
+    counts = (num_heads, num_kv_heads, num_kv_heads)
+    block = max(2, tokens_of_round(tokens))
+    width = tail(chip, hidden)
+    head_rows = vector_rows(chip, num_heads * head_dim, block, _LIVE_ROWS, tiles=2)
+    front = Front(
+        hidden=hidden,
+        heads=num_heads,
+        kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rotary=cos.shape[-1],
+        eps=eps,
+        has_residual=residual is not None,
+        has_bias=b_q is not None,
+        has_qk_norm=w_q_norm is not None,
+        merged=w_k is None,
+        block=block,
+        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=2),
+        width=width,
+        head_rows=min(_MOST_HEAD_ROWS, head_rows),
+        cube=cube_tile(chip, block, hidden, sum(counts) * head_dim, x.element_size()),
+        dtype=DTYPES[x.dtype],
+    )
+    biases = _biases((b_q, b_k, b_v), counts, head_dim, merged=w_k is None)
+    gains = [_spread(gain, count, head_dim) for gain, count in ((w_q_norm, num_heads), (w_k_norm, num_kv_heads))]
+    weights = [w_q if weight is None else weight for weight in (w_q, w_k, w_v)]
+    flat = [tensor.reshape(tokens, hidden) for tensor in (x, residual) if tensor is not None]
+    angles = [table.expand(batch, 1, length, -1).reshape(tokens, 1, -1) for table in (cos, sin)]
+    outputs: list[tuple[tuple[int, ...], torch.dtype]] = [((tokens, count, head_dim), x.dtype) for count in counts]
+    if residual is not None:
+        outputs.append(((tokens, hidden), x.dtype))
+
+    def finish(made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        q, k, v = (heads.view(batch, length, -1, head_dim).transpose(1, 2) for heads in made[:3])
+        return (q.contiguous(), k.contiguous(), v, *(total.view(x.shape) for total in made[3:]))
+
+    inputs = (*flat, w_norm.view(1, hidden), *weights, *biases, *gains, *angles)
+    kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
+    return Launch(kernel, inputs, tuple(outputs), finish)
+
+
+def _biases(given: Sequence[Tensor | None], counts: Sequence[int], head_dim: int, *, merged: bool) -> list[Tensor]:
+    """Each projection's bias as fp32 [1, heads, head_dim]; zeros of one block where there is none."""
+    if given[0] is None:
+        return [_nothing()] * 3
+    parts = given[0].split([count * head_dim for count in counts]) if merged else given
+    return [
+        (torch.zeros(count * head_dim) if part is None else part.to(torch.float32)).reshape(1, count, head_dim)
+        for part, count in zip(parts, counts, strict=True)
+    ]
+
+
+def _spread(gain: Tensor | None, count: int, head_dim: int) -> Tensor:
+    """A norm's weight as fp32 [1, heads, head_dim]: PyPTO broadcasts along one axis only."""
+    if gain is None:
+        return _nothing()
+    return gain.to(torch.float32).view(1, 1, head_dim).expand(1, count, head_dim).contiguous()
+
+
+def _nothing() -> Tensor:
+    return torch.zeros(1, 8)
+
+
+NORM_QKV_ROPE = PyptoKernel(_limits, _launch)

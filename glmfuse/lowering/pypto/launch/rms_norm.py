@@ -1,0 +1,46 @@
+"""`rms_norm` as a PyPTO kernel."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glmfuse.lowering.pypto.chip import Chip
+from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
+from glmfuse.lowering.pypto.launch.limits import DTYPES, contiguous, first, row_fits, same_dtype, storable
+from glmfuse.lowering.pypto.process import KernelRef
+from glmfuse.lowering.pypto.tiling import tail, token_block, vector_rows
+from glmfuse.matching.select import Request
+
+_LIVE_ROWS = 4
+"""fp32 rows in the unified buffer at once: x, x², x / rms, and the product; more spill (measured)."""
+
+
+def _limits(chip: Chip, site: Request) -> str | None:
+    x = site.tensors["x"]
+    return first(
+        lambda: storable(x),
+        lambda: same_dtype(x, site.tensors["w"]),
+        lambda: contiguous(site.outputs[0]),
+        lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
+    )
+
+
+def _launch(chip: Chip, x: Tensor, w: Tensor, eps: float) -> Launch:
+    hidden = x.shape[-1]
+    flat = x.reshape(-1, hidden)
+    width = tail(chip, hidden)
+    block = max(2, token_block(len(flat), 64))
+    kernel = KernelRef.of(
+        "glmfuse.lowering.pypto.kernels.rms_norm:build",
+        hidden=hidden,
+        block=block,
+        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=2),
+        width=width,
+        eps=eps,
+        dtype=DTYPES[x.dtype],
+    )
+    shape = x.shape
+    return Launch(kernel, (flat, w), ((tuple(flat.shape), x.dtype),), lambda outputs: outputs[0].view(shape))
+
+
+RMS_NORM = PyptoKernel(_limits, _launch)

@@ -1,0 +1,124 @@
+"""One run inside the worker: parse, tensor graph, passes, interpreter, cost model, as the mode asks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pypto
+import pypto.frontend.parser.entry as entry
+import torch
+from pypto import pypto_impl
+from pypto.runtime import _pto_verify_datas
+
+from glmfuse.lowering.pypto.process import calculator
+from glmfuse.lowering.pypto.process.messages import Mode, Outcome, Request, Simulation
+
+CYCLES_PER_MICROSECOND = 1800.0
+"""The clock by which pypto's own scripts read the cost model's cycles."""
+
+_STAGES = {
+    Mode.INTERPRET: pypto.CompStage.TENSOR_GRAPH,
+    Mode.COMPILE: pypto.CompStage.EXECUTE_GRAPH,
+    Mode.VERIFY: pypto.CompStage.EXECUTE_GRAPH,
+    Mode.SIMULATE: pypto.CompStage.ALL_COMPLETE,
+}
+
+
+def _set_up_verification(tensors: Any) -> None:
+    """Without the calculator's own build, which ours replaces."""
+    if pypto.get_verify_options().get("enable_pass_verify"):
+        pypto_impl.SetVerifyData(entry._pto_to_tensor_data(tensors), [], _pto_verify_datas.get_data())
+
+
+entry.JitCallableWrapper._setup_verify_data = staticmethod(_set_up_verification)
+
+
+def execute(kernel: Any, request: Request, cache_folder: Path) -> Outcome:
+    """Run a jit function once; an exception of pypto's is the caller's to catch."""
+    folder = Path(tempfile.mkdtemp())
+    os.environ["TILE_FWK_OUTPUT_DIR"] = str(folder)
+    outputs = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in request.outputs)
+    arguments = (*request.inputs, *outputs)
+    numerics = request.mode is not Mode.SIMULATE
+    kernel._host_options = {**(kernel._host_options or {}), "compile_stage": _STAGES[request.mode]}
+    kernel._verify_options = {
+        "enable_pass_verify": numerics,
+        "pass_verify_save_tensor": numerics,
+        "pass_verify_pass_filter": ["all"] if request.mode is Mode.VERIFY else [],
+    }
+    try:
+        if numerics:
+            calculator.load(cache_folder)
+            # An output is saved only where a golden is given; what is in it does not matter.
+            pypto.set_verify_golden_data(goldens=[None] * len(request.inputs) + list(outputs))
+        kernel(*arguments)
+        return _read(folder, request, outputs)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(folder: Path, request: Request, outputs: tuple[torch.Tensor, ...]) -> Outcome:
+    if request.mode is Mode.SIMULATE:
+        return Outcome(simulation=_read_simulation(folder, request.trace))
+    first = len(request.inputs)
+    tensors = tuple(_read_tensor(folder, first + index, like) for index, like in enumerate(outputs))
+    return Outcome(tensors=tensors, passes=dict(_read_passes(folder)))
+
+
+def _read_tensor(folder: Path, index: int, like: torch.Tensor) -> torch.Tensor:
+    found = [
+        path for path in sorted(folder.glob(f"output_*/verify_*/tensor_graph/tensor_graph~{index}~*.data"))
+        if "golden" not in path.name
+    ]  # fmt: skip
+    if not found:
+        raise RuntimeError(f"the interpreter wrote no tensor for argument {index}")
+    raw = torch.frombuffer(bytearray(found[-1].read_bytes()), dtype=torch.uint8)
+    return raw[: like.numel() * like.element_size()].view(like.dtype).reshape(like.shape).clone()
+
+
+def _read_passes(folder: Path) -> Iterator[tuple[str, str]]:
+    for table in sorted(folder.glob("output_*/verify_*/verify_result_brief.csv")):
+        with open(table, errors="replace") as rows:
+            for row in csv.DictReader(rows):
+                name = row.get("passName")
+                if name and name != "tensor_graph":
+                    yield name, row.get("verifyResult") or ""
+
+
+def _read_simulation(folder: Path, trace: bool) -> Simulation:
+    (path,) = folder.glob("output_*/CostModelSimulationOutput/_simulate.swim.json")
+    tasks = [
+        (lane["coreType"], lane["blockIdx"], task)
+        for lane in json.loads(path.read_text())
+        if lane["coreType"] in ("AIC", "AIV")
+        for task in lane["tasks"]
+    ]
+    first = min(task["execStart"] for _, _, task in tasks)
+    last = max(task["execEnd"] for _, _, task in tasks)
+
+    def microseconds(cycles: float) -> float:
+        return cycles / CYCLES_PER_MICROSECOND
+
+    kinds = ("AIC", "AIV")
+    timeline = tuple(
+        (f"{kind}{block}", microseconds(task["execStart"]), microseconds(task["execEnd"]), task["subGraphId"])
+        for kind, block, task in tasks
+    )
+    return Simulation(
+        window=microseconds(last - first),
+        start=microseconds(first),
+        tasks={kind: sum(1 for other, _, _ in tasks if other == kind) for kind in kinds},
+        cores={kind: len({block for other, block, _ in tasks if other == kind}) for kind in kinds},
+        busy={
+            kind: microseconds(sum(task["execEnd"] - task["execStart"] for other, _, task in tasks if other == kind))
+            for kind in kinds
+        },
+        timeline=timeline if trace else (),
+    )
