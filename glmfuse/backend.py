@@ -51,7 +51,8 @@ def compile_graph(
     if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs):
         return _unfused(graph_module, example_inputs, engine, parsed, graph)
     try:
-        return capture_model(graph_module, example_inputs, _Compiler(fusion, engine, graph))
+        compiler = _Compiler(fusion, engine, graph)
+        return capture_model(graph_module, example_inputs, compiler, compiler.unfused)
     except TensorifyScalarRestartAnalysis:
         fusion.report.graphs.remove(graph)  # Dynamo traces it again, with floats as constants
         raise
@@ -83,6 +84,14 @@ class _Compiler:
                 return self.engine.compile(gm, example_inputs, options.engine_options)
         finally:
             publish(self.report, options)
+
+    def unfused(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """A forward or backward graph of a model that enables grad inside: handed on as it is."""
+        if _GRAD not in self.report.notes:
+            self.report.notes.append(_GRAD)
+            warnings.warn(_GRAD, stacklevel=2)
+            check_expectation(self.report, self.fusion.options)
+        return self.engine.compile(gm, example_inputs, self.fusion.options.engine_options)
 
 
 def _unfused(

@@ -30,10 +30,11 @@ class Compiler(Protocol):
 
 
 def capture_model(
-    graph_module: fx.GraphModule, example_inputs: Sequence[Any], compiler: Compiler
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], compiler: Compiler, training: Compiler
 ) -> Callable[..., Any]:
     """Lower a Dynamo graph to aten and give it to `compiler`.
 
+    Forward and backward of a graph that needs grad after all, since it enables it inside, go to `training`.
     Nothing is decomposed; writes to inputs stay in the graph as `copy_`. A symbolic float, which
     `dynamic=True` makes of every eps and scale, is fixed at its value: that adds the guard on the
     Python float which Dynamo would have added without `dynamic`. AOT then asks Dynamo, by an exception
@@ -45,7 +46,7 @@ def capture_model(
     return aot_module_simplified(
         graph_module,
         list(example_inputs),
-        fw_compiler=compiler,
+        fw_compiler=training,
         inference_compiler=compiler,
         decompositions={},
         keep_inference_input_mutations=True,

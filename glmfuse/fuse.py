@@ -94,7 +94,7 @@ def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, re
     with report.timed("rewrite"):
         fused = rewrite(graph, chosen, keep_originals=fusion.options.verify)
         if fusion.options.verify:
-            add_comparisons(graph, fused, fusion.report, report)
+            add_comparisons(graph, fused, name, fusion.report, report)
         described.fused, described.nodes_fused = str(graph), len(graph.nodes)
         inline(graph, fused)
         module.recompile()

@@ -41,6 +41,13 @@ class Options:
     fuel: int | None = None
     engine_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
+    def __post_init__(self) -> None:
+        """Read every value as if it came from a user's mapping."""
+        for name, read in _READERS.items():
+            object.__setattr__(self, name, read(name, getattr(self, name)))
+        if self.report is None:
+            object.__setattr__(self, "report", os.environ.get(REPORT_VARIABLE) or None)
+
     @classmethod
     def parse(cls, given: Mapping[str, Any] | Options | None) -> Options:
         """Read what a user wrote; raise OptionError for an unknown name or an impossible value."""
@@ -50,8 +57,7 @@ class Options:
         valid = [item.name for item in fields(cls)]
         if strangers := set(raw) - set(valid):
             raise OptionError.unknown("option", strangers, valid)
-        raw.setdefault("report", os.environ.get(REPORT_VARIABLE) or None)
-        return cls(**{name: _READERS[name](name, value) for name, value in raw.items()})
+        return cls(**raw)
 
     def check_patterns(self, valid: Iterable[str]) -> None:
         """Raise OptionError when `only`, `disable` or `expect` names a pattern that does not exist."""

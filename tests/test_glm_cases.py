@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 
+from glmfuse.matching.escape import is_cheap
 from tests.support.glm import DTYPES, PHASES, Phase, tiny
 from tests.support.graphs import Captured, capture, listing, outputs_and_writes, run_stages, same_bits
 
@@ -66,3 +68,17 @@ def test_a_table_row_says_why_a_phase_has_no_dynamic_case() -> None:
     torch._dynamo.mark_dynamic(arguments["input_ids"], 0)
     with pytest.raises(Exception, match="specialized it to be a constant"):
         capture(model, **arguments)
+
+
+def test_fusing_with_the_reference_adds_no_operator() -> None:
+    """Whatever a site replaces is gone: the inlined pattern functions compute as often as the captured graph."""
+    model = tiny(torch.bfloat16)
+    captured = capture(model, **PHASES[2].arguments(model, False))[0]
+    module = captured.module()
+    run_stages(module)
+    before, after = (_computing(graph) for graph in (captured.graph_module.graph, module.graph))
+    assert after == before
+
+
+def _computing(graph: torch.fx.Graph) -> Counter[str]:
+    return Counter(str(node.target) for node in graph.nodes if node.op == "call_function" and not is_cheap(node))

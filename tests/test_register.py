@@ -97,6 +97,30 @@ def twice() -> None:
         return torch.exp(x)
 
 
+def optional_number() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_optional(x: Tensor, scale: float | None) -> Tensor:
+        return x * 2
+
+
+def constant_output() -> None:
+    @pattern(dims={"x": "... H"})
+    def wrong_constant(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.exp(x) + 1, torch.zeros(4)
+
+
+def view_of_argument() -> None:
+    @pattern(dims={"x": "A B"})
+    def wrong_view(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.exp(x) * 2, x.transpose(-1, -2)
+
+
+def reads_memory() -> None:
+    @pattern(dims={"x": "A B"})
+    def wrong_memory(x: Tensor) -> Tensor:
+        return torch.exp(x).as_strided((2, 2), (1, 1)) + 1
+
+
 CASES: list[tuple[Callable[[], None], str]] = [
     (bad_dims, "dims of 'w'"),
     (no_dims, "no dims are declared for 'w'"),
@@ -112,6 +136,10 @@ CASES: list[tuple[Callable[[], None], str]] = [
     (two_graphs, "another graph at other sizes"),
     (not_optional, r"together= names \['w'\]"),
     (twice, "registered already"),
+    (optional_number, "argument 'scale' is a number and cannot be left out"),
+    (constant_output, "one of its outputs depends on no argument"),
+    (view_of_argument, "shares memory with an argument"),
+    (reads_memory, "reads memory, not values"),
 ]
 
 

@@ -11,7 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize.rules import RULES
-from glmfuse.canonicalize.schema import full_arguments, is_pure, is_view, written_arguments
+from glmfuse.canonicalize.schema import full_arguments, is_function_of_values, is_pure, is_view, written_arguments
 from glmfuse.canonicalize.term import AFTER, INPUT, Arg, Op, Term, size_of, terms_in
 
 
@@ -31,11 +31,16 @@ class Canonical:
 
     def sources(self, nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
         """Of nodes that hold one value, those that copy and view no other of them."""
-        held = set(nodes)
+        held = dict.fromkeys(nodes)
 
         def copies(node: fx.Node) -> bool:
-            same = [source for source in node.all_input_nodes if self.term_of.get(source) is self.term_of[node]]
-            return any(source in held or copies(source) for source in same)
+            chain = [node]
+            for link in chain:
+                same = [source for source in link.all_input_nodes if self.term_of.get(source) is self.term_of[node]]
+                if any(source in held for source in same):
+                    return True
+                chain.extend(same)
+            return False
 
         return tuple(node for node in held if not copies(node))
 
@@ -65,7 +70,7 @@ class _Build:
         for rule in RULES.get(op, ()):
             if (term := rule(self, args, val)) is not None:
                 return term
-        key = _key(op, args) if is_pure(op) or op is AFTER else None
+        key = _key(op, args) if is_function_of_values(op) or op is AFTER else None
         term = self.shared.get(key) if key is not None else None
         if term is None:
             term = Term(op, args, val, node, len(self.terms))
@@ -87,7 +92,7 @@ class _Build:
         args = self.argument(node.args)
         kwargs = {name: self.argument(value) for name, value in node.kwargs.items()}
         before = len(self.terms)
-        term = self(op, full_arguments(op, args, kwargs), node.meta.get("val"), node)
+        term = self(op, full_arguments(op, args, kwargs, node.meta.get("val")), node.meta.get("val"), node)
         for made in self.terms[before:]:
             made.node = made.node or node
         self.define(node, term)

@@ -156,15 +156,26 @@ def convert_as_cast(build: Builder, args: tuple[Any, ...], val: torch.Tensor) ->
     return build(aten._to_copy.default, (args[0], val.dtype, None, None, None, None, None), val)
 
 
+_EXACT = frozenset(
+    {
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float64),
+        (torch.float16, torch.float64),
+        (torch.float32, torch.float64),
+    }
+)
+"""Pairs of dtypes of which the second holds every value of the first."""
+
+
 def cast_there_and_back(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:
     """_to_copy(_to_copy(x, wider), dtype of x) -> x: every 16-bit float is a float32, and that a float64"""
     source = args[0]
-    wide = source.val.dtype
-    if source.op is not aten._to_copy.default or not (val.dtype.is_floating_point and wide.is_floating_point):
+    if source.op is not aten._to_copy.default:
         return None
-    inner = source.args[0]
-    is_exact = torch.promote_types(val.dtype, wide) == wide
-    return inner if inner.val.dtype == val.dtype and is_exact else None
+    inner = source.args[0].val
+    is_back = inner.dtype == val.dtype and inner.device == val.device
+    return source.args[0] if is_back and (val.dtype, source.val.dtype) in _EXACT else None
 
 
 def mm_as_linear(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:

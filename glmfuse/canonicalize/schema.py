@@ -14,8 +14,15 @@ from glmfuse.canonicalize.term import Op, Term
 _VALUE_NEUTRAL = frozenset({"memory_format", "non_blocking", "pin_memory"})
 """Arguments that choose where and how a result lies in memory, never what it is."""
 
-_OUTPUT_DIMS = frozenset({torch.ops.aten.unsqueeze.default, torch.ops.aten.stack.default})
-"""Operators whose `dim` counts the dimensions of the result."""
+aten = torch.ops.aten
+
+_OUTPUT_DIMS = frozenset({aten.unsqueeze.default, aten.unsqueeze_copy.default, aten.stack.default, aten.cat.default})
+"""Operators whose `dim` counts the dimensions of the result (cat takes 1-D empties of any rank)."""
+
+_MEMORY = frozenset({aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default})
+"""Operators that read memory by its layout: equal values in other layouts give other results."""
+
+_SYMBOLIC = frozenset(getattr(torch, name) for name in dir(torch) if name.startswith("sym_"))
 
 
 @cache
@@ -25,21 +32,22 @@ def parameters(op: OpOverload) -> tuple[tuple[str, Any, bool], ...]:
         (
             argument.name,
             argument.default_value if argument.has_default_value() else None,
-            argument.name in ("dim", "dims") and op not in _OUTPUT_DIMS,
+            argument.name in ("dim", "dims"),
         )
         for argument in op._schema.arguments
     )
 
 
-def full_arguments(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def full_arguments(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], val: Any) -> tuple[Any, ...]:
     """Positional, keyword and defaulted arguments as one tuple in the order of the schema.
 
     `sum(x, [-1])` and `sum(x, dim=(2,), keepdim=False, dtype=None)` of a 3-D x give the same tuple:
     negative dimensions are counted from the front. An operator without a schema keeps its arguments.
+    `val` is the fake result.
     """
     if not isinstance(op, OpOverload):
         return (*args, *((name, kwargs[name]) for name in sorted(kwargs)))
-    rank = _rank(args)
+    rank = _rank(op, args, val)
     full = []
     for position, (name, default, is_dim) in enumerate(parameters(op)):
         value = args[position] if position < len(args) else kwargs.get(name, default)
@@ -55,7 +63,12 @@ def is_pure(op: Op) -> bool:
     """Whether equal arguments always give equal results and nothing is written."""
     if isinstance(op, OpOverload):
         return not op._schema.is_mutable and torch.Tag.nondeterministic_seeded not in op.tags
-    return getattr(op, "__module__", "") in ("_operator", "math")
+    return op in _SYMBOLIC or getattr(op, "__module__", "") in ("_operator", "math")
+
+
+def is_function_of_values(op: Op) -> bool:
+    """Whether equal values of the arguments, however they lie in memory, give equal results."""
+    return is_pure(op) and op not in _MEMORY
 
 
 def written_arguments(op: OpOverload) -> tuple[int, ...]:
@@ -79,7 +92,9 @@ def is_view(op: Op) -> bool:
     return any(result.alias_info is not None for result in op._schema.returns)
 
 
-def _rank(args: tuple[Any, ...]) -> int | None:
+def _rank(op: OpOverload, args: tuple[Any, ...], val: Any) -> int | None:
+    if op in _OUTPUT_DIMS:
+        return val.dim() if isinstance(val, torch.Tensor) else None
     for arg in args:
         first = arg[0] if isinstance(arg, (list, tuple)) and arg else arg
         if isinstance(first, Term):

@@ -15,17 +15,28 @@ from glmfuse.matching.select import Candidate
 from glmfuse.report.report import GraphReport, Report, Verified
 
 _LIBRARY = torch.library.Library("glmfuse_verify", "DEF")
-_LIBRARY.define("compare(Tensor[] fused, Tensor[] original, int report, int graph, str site) -> Tensor[]")
+_LIBRARY.define(
+    "compare(Tensor[] fused, Tensor[] original, int report, int graph, str site, bool unordered) -> Tensor[]"
+)
 
 
 _VERIFYING: dict[int, Report] = {}
 """Reports of graphs that compare; their ops outlive the compilation, and name sites from here."""
 
 
-def _compare(fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str) -> list[Tensor]:
+def _compare(
+    fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str, unordered: bool
+) -> list[Tensor]:
     entry = _VERIFYING[report].graphs[graph].verified[site]
     entry.calls += 1
     for position, (ours, theirs) in enumerate(zip(fused, original, strict=True)):
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape) or _steps(ours) != _steps(theirs):
+            raise VerificationError(
+                f"{entry.pattern} at {entry.node} (target {entry.target}), output {position}: "
+                f"expected {_describe(theirs)}, found {_describe(ours)}"
+            )
+    pairs = zip(_in_one_order(fused, unordered), _in_one_order(original, unordered), strict=True)
+    for position, (ours, theirs) in enumerate(pairs):
         absolute, relative = difference(ours, theirs)
         entry.absolute, entry.relative = max(entry.absolute, absolute), max(entry.relative, relative)
         if not relative <= allowed(theirs.dtype):
@@ -37,7 +48,25 @@ def _compare(fused: Sequence[Tensor], original: Sequence[Tensor], report: int, g
     return [tensor.clone() for tensor in fused]
 
 
-def _fake(fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str) -> list[Tensor]:
+def _in_one_order(outputs: Sequence[Tensor], unordered: bool) -> list[Tensor]:
+    """Outputs whose last axis is in no order, sorted together by the last of them."""
+    if not unordered:
+        return list(outputs)
+    order = outputs[-1].argsort(-1)
+    return [output.gather(-1, order) for output in outputs]
+
+
+def _steps(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size != 1)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()}"
+
+
+def _fake(
+    fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str, unordered: bool
+) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor in fused]
 
 
@@ -57,27 +86,27 @@ def difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     return absolute, absolute if scale == 0 else (delta.norm() / scale).item()
 
 
-def add_comparisons(graph: fx.Graph, fused: Sequence[fx.Node], report: Report, into: GraphReport) -> None:
+def add_comparisons(graph: fx.Graph, fused: Sequence[fx.Node], body: str, report: Report, into: GraphReport) -> None:
     """Send everything that reads a fused node through a comparison with the nodes that it stands for."""
     _VERIFYING[report.id] = report
     for node in fused:
         candidate: Candidate = node.meta[SITE]
-        _add_comparison(graph, node, [held[0] for held in candidate.site.cone.outputs], report, into)
+        original = [held[0] for held in candidate.site.cone.outputs]
+        site = f"{body}/{node.name}"
+        pattern = candidate.site.match.pattern
+        into.verified[site] = Verified(pattern.name, candidate.target, original[0].name)
+        _add_comparison(graph, node, original, (report.id, into.index, site, pattern.unordered))
     restore_order(graph)
     graph.lint()
 
 
 def _add_comparison(
-    graph: fx.Graph, fused: fx.Node, original: Sequence[fx.Node], report: Report, into: GraphReport
+    graph: fx.Graph, fused: fx.Node, original: Sequence[fx.Node], where: tuple[int, int, str, bool]
 ) -> None:
-    candidate: Candidate = fused.meta[SITE]
     outputs = [fused] if len(original) == 1 else sorted(fused.users, key=lambda user: user.args[1])  # type: ignore[arg-type, return-value]
-    into.verified[fused.name] = Verified(candidate.site.match.pattern.name, candidate.target, original[0].name)
     readers: Mapping[fx.Node, list[fx.Node]] = {node: list(node.users) for node in outputs}
     with graph.inserting_after(outputs[-1]):
-        checked = graph.call_function(
-            torch.ops.glmfuse_verify.compare.default, (outputs, list(original), report.id, into.index, fused.name)
-        )
+        checked = graph.call_function(torch.ops.glmfuse_verify.compare.default, (outputs, list(original), *where))
     checked.meta["val"] = [node.meta["val"] for node in original]
     with graph.inserting_after(checked):
         for position, node in enumerate(outputs):

@@ -15,6 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in
@@ -22,7 +23,7 @@ from glmfuse.canonicalize.term import shape_of, size_of
 from glmfuse.capture import Fresh
 from glmfuse.errors import GlmfuseError
 from glmfuse.matching.cone import Cone, cone_of
-from glmfuse.matching.escape import Escape, Footprint, footprint
+from glmfuse.matching.escape import Escape, Footprint, footprint, is_cheap
 from glmfuse.matching.index import Index
 from glmfuse.matching.match import Match, Mismatch, Stage
 from glmfuse.matching.matcher import match_outputs
@@ -49,9 +50,10 @@ class Layout:
     def is_alike(self, node: fx.Node) -> bool:
         """Whether a node's tensor lies like this one: views downstream rely on strides."""
         other = Layout.of(node.meta["val"])
-        return self._significant() == other._significant()
+        return self.significant() == other.significant()
 
-    def _significant(self) -> tuple[Any, ...]:
+    def significant(self) -> tuple[Any, ...]:
+        """What can be told apart: the stride of a dimension of size 1 cannot."""
         steps = tuple(step for size, step in zip(self.shape, self.stride, strict=True) if size != 1)
         return (self.shape, self.dtype, self.device, () if 0 in self.shape else steps)
 
@@ -81,11 +83,15 @@ def _hints_of(shape_env: ShapeEnv | None) -> Mapping[sympy.Symbol, Any]:
     """The sizes that tracing saw; torch 2.12 and older have them under the shorter name."""
     if shape_env is None:
         return {}
-    found: Mapping[sympy.Symbol, Any] = getattr(shape_env, "backed_var_to_val", None) or shape_env.var_to_val
-    return found
+    found: Mapping[sympy.Symbol, Any] | None = getattr(shape_env, "backed_var_to_val", None)
+    return shape_env.var_to_val if found is None else found
 
 
 NO_SIZES = ModelSizes()
+
+
+Call = tuple[Any, tuple[Any, ...]]
+"""An operator that computes, and the layouts of the tensors that it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class SiteTrace:
 
     graph: the search graph without anything free. outputs: what it returns. body: the aten graph with
     inner patterns expanded, whose placeholders are `tensors` in order. guards: what must be known.
+    calls: the operators of the body with the layouts that they read.
     """
 
     graph: SearchGraph
@@ -101,6 +108,7 @@ class SiteTrace:
     tensors: tuple[str, ...]
     body: fx.GraphModule
     guards: tuple[sympy.Basic, ...]
+    calls: frozenset[Call]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +119,15 @@ class Site:
     trace: SiteTrace
     inputs: Mapping[str, fx.Node | None]
     cone: Cone
+
+    def unlike_calls(self) -> str | None:
+        """The first operator that the pattern function calls on other layouts than the captured graph.
+
+        Equal values in other strides may be summed in another order: the last bit is then not the same.
+        """
+        ours = _calls(self.cone.nodes, lambda expr: expr)
+        unlike = sorted(str(op) for op, _ in self.trace.calls ^ ours)
+        return unlike[0] if unlike else None
 
 
 @dataclass(slots=True)
@@ -131,7 +148,12 @@ class Checker:
         """The site of this match, or the first thing about it that does not hold."""
         holders = [self.canonical.members[output] for output in match.outputs]
         cone = self.cone(match, holders)
+        if cone.strays:
+            stray = f"also {cone.strays[0].name}"
+            return match.refused(Stage.CHECK, "stray", "nothing read but the pattern's arguments", stray)
         inputs = {name: self.node_of(term, cone) for name, term in match.inputs.items()}
+        if any(inputs[name] is None for name, term in match.inputs.items() if term is not None):
+            return match.refused(Stage.CHECK, "written", "arguments that keep their value", "one written in place")
         layouts = {name: Layout.of(node.meta["val"]) for name, node in inputs.items() if node is not None}
         try:
             trace = self.trace(match, layouts)
@@ -171,13 +193,16 @@ class Checker:
 
     def node_of(self, term: Term | None, cone: Cone) -> fx.Node | None:
         """The captured node that holds an argument, where the site reads it."""
-        return None if term is None else cone.reads.get(term) or self.canonical.members[term][0]
+        if term is None:
+            return None
+        return cone.reads.get(term) or next(iter(self.canonical.members.get(term, ())), None)
 
     def trace(self, match: Match, layouts: Mapping[str, Layout]) -> SiteTrace:
         """The pattern traced on such inputs; traced once for each kind of site."""
         scalars = match.scalars
         hints = {symbol: self.sizes.hint(symbol) for symbol in sorted(_symbols(layouts), key=str)}
-        key = (match.pattern, match.variant, tuple(layouts.items()), tuple(scalars.items()), tuple(hints.items()))
+        literals = tuple((name, type(value), repr(value)) for name, value in scalars.items())
+        key = (match.pattern, match.variant, tuple(layouts.items()), literals, tuple(hints.items()))
         if key not in self.traces:
             self.traces[key] = _trace(match.pattern, match.variant, layouts, scalars, hints)
         return self.traces[key]
@@ -196,7 +221,22 @@ def _trace(
     body = trace_pattern(pattern, tensors, scalars, as_ops=False).graph_module
     outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
     graph = _exact(pattern, variant, traced, fresh.theirs)
-    return SiteTrace(graph, outputs, tuple(tensors), body, fresh.guards())
+    calls = _calls(body.graph.nodes, fresh.theirs)
+    return SiteTrace(graph, outputs, tuple(tensors), body, fresh.guards(), calls)
+
+
+def _calls(nodes: Iterable[fx.Node], theirs: Callable[[Any], Any]) -> frozenset[Call]:
+    return frozenset(
+        (node.target, tuple(_in_model_symbols(Layout.of(val), theirs).significant() for val in _tensors_read(node)))
+        for node in nodes
+        if node.op == "call_function" and isinstance(node.target, OpOverload) and not is_cheap(node)
+        if not isinstance(node.meta.get("val"), torch.SymInt)
+    )
+
+
+def _tensors_read(node: fx.Node) -> list[torch.Tensor]:
+    vals = [source.meta.get("val") for source in node.all_input_nodes]
+    return [val for val in vals if isinstance(val, torch.Tensor)]
 
 
 def _exact(pattern: Pattern, variant: Variant, traced: Traced, theirs: Callable[[Any], Any]) -> SearchGraph:

@@ -90,8 +90,8 @@ def _rarest(graph: SearchGraph, index: Index) -> Term:
 
 
 def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
-    vals = (term.val for term in canonical.terms if term.op is INPUT)
-    found = {val.dtype for val in vals if isinstance(val, torch.Tensor) and val.dtype.is_floating_point and val.dim()}
+    vals = (term.val for term in canonical.terms)
+    found = {val.dtype for val in vals if isinstance(val, torch.Tensor) and val.dtype.is_floating_point}
     return tuple(sorted(found, key=str))
 
 

@@ -123,12 +123,11 @@ class _Attempt:
 
     def capture(self, name: str, value: Any) -> bool:
         kind = self.graph.pattern.parameter(name).kind
-        if kind == "float" and type(value) is int:
-            value = float(value)
-        if type(value).__name__ != kind:
+        kinds = ("float", "int") if kind == "float" else (kind,)  # x * 2 is a scale of 2, written as an int
+        if type(value).__name__ not in kinds:
             return False
         if name in self.scalars:
-            return bool(self.scalars[name] == value)
+            return equal(self.scalars[name], value)
         self.scalars[name] = value
         return True
 
@@ -198,8 +197,8 @@ def equal(expected: Any, found: Any) -> bool:
         return len(expected) == len(found) and all(equal(a, b) for a, b in zip(expected, found, strict=True))
     if isinstance(expected, sympy.Expr) and isinstance(found, sympy.Expr):
         return expected == found or sympy.expand(expected - found) == 0
-    if isinstance(expected, float) and isinstance(found, float) and expected != expected:
-        return found != found
+    if isinstance(expected, float) and isinstance(found, float):
+        return repr(expected) == repr(found)  # tells 0.0 from -0.0, and knows NaN
     return type(expected) is type(found) and bool(expected == found)
 
 

@@ -80,7 +80,8 @@ class Pattern:
     parameters: the function's arguments in order. together: optional tensors that come and go as one.
     examples: sizes of symbols for the two traces, where unlike primes do not do.
     cases: sizes that make the function another graph, each with its own search graph.
-    dtypes: tensors whose dtype is not the model's. level: 0, or one more than the highest pattern called.
+    dtypes: tensors whose dtype is not the model's. unordered: the last axis of its outputs is in no order,
+    the same for all. level: 0, or one more than the highest pattern called.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Pattern:
     cases: tuple[Mapping[str, int], ...]
     dtypes: Mapping[str, torch.dtype]
     where: str
+    unordered: bool = False
     level: int = 0
     calls: frozenset[str] = frozenset()
     constraints: list[Callable[..., None]] = field(default_factory=list)
@@ -178,6 +180,8 @@ def read_parameters(name: str, function: Callable[..., Any], dims: Mapping[str, 
         optional, kind = _kind(hints.get(argument, torch.Tensor))
         if kind is None:
             raise PatternError(name, where, f"argument {argument!r} must be a Tensor, float, int or bool")
+        if kind != "tensor" and optional:
+            raise PatternError(name, where, f"argument {argument!r} is a number and cannot be left out")
         if kind == "tensor" and argument not in dims:
             raise PatternError(name, where, f"no dims are declared for {argument!r}, such as {argument}='... H'")
         try:

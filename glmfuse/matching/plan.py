@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from glmfuse.canonicalize.schema import is_view, is_write, written_arguments
 from glmfuse.matching.independent import heaviest
 from glmfuse.matching.match import Mismatch, Stage
+from glmfuse.matching.order import kept_order
 from glmfuse.matching.select import Candidate
 
 
@@ -91,22 +91,8 @@ def _edges(
         if node not in owner:
             for source in node.all_input_nodes:
                 yield owner.get(source, source), node
-    position = {node: index for index, node in enumerate(graph.nodes)}
-    for write in (node for node in graph.nodes if is_write(node)):
-        for reader in _readers_before(write, position):
-            yield owner.get(reader, reader), write
-
-
-def _readers_before(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterable[fx.Node]:
-    """Nodes that must read a tensor, or a view of it, before this one writes it."""
-    written = [write.args[index] for index in written_arguments(write.target)]  # type: ignore[arg-type]
-    aliases = [node for node in written if isinstance(node, fx.Node)]
-    for alias in aliases:
-        for user in alias.users:
-            if position[user] < position[write]:
-                yield user
-                if is_view(user.target):  # type: ignore[arg-type]
-                    aliases.append(user)
+    for before, after in kept_order(graph):
+        yield owner.get(before, before), owner.get(after, after)
 
 
 def _witness(cycle: Sequence[fx.Node | Candidate]) -> str:

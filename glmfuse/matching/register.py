@@ -10,7 +10,7 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize import INPUT, Term, terms_in
-from glmfuse.canonicalize.schema import is_pure
+from glmfuse.canonicalize.schema import is_function_of_values, is_pure
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
 from glmfuse.matching.pattern import (
@@ -24,7 +24,7 @@ from glmfuse.matching.pattern import (
     read_parameters,
     schema,
 )
-from glmfuse.matching.search import Traced, captured_names, example_trace, search_graph, variants
+from glmfuse.matching.search import Traced, captured_names, example_trace, live_terms, search_graph, variants
 
 EXAMPLE_DTYPE = torch.bfloat16
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -38,14 +38,16 @@ def pattern(
     examples: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
     cases: tuple[Mapping[str, int], ...] = ({},),
     dtypes: Mapping[str, torch.dtype] | None = None,
+    unordered: bool = False,
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
     dims: the sizes of each tensor argument, `{"x": "... H", "w": "O H"}`, and, where an int argument is
     a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
     examples: sizes for the two traces where the function does not take any. cases: sizes at which it is
-    another graph, `({}, {"P": 0})`. dtypes: tensors that do not have the model's dtype. Raises
-    PatternError, with the line, when the function is no pattern.
+    another graph, `({}, {"P": 0})`. dtypes: tensors that do not have the model's dtype. unordered: kernels
+    may permute the last axis of the outputs, of all alike. Raises PatternError, with the line, when the
+    function is no pattern.
     """
 
     def register(function: Callable[..., Any]) -> Pattern:
@@ -59,6 +61,7 @@ def pattern(
             cases=cases,
             dtypes=dict(dtypes or {}),
             where=_where(function),
+            unordered=unordered,
         )
         if name in _NAMES:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
@@ -122,6 +125,14 @@ def _check_outputs(made: Pattern, traced: Traced) -> None:
     for term in traced.canonical.terms:
         if term.op is not INPUT and not is_pure(term.op):
             raise PatternError(made.name, made.where, f"{describe_op(term.op)} writes or draws at random")
+        if term.op is not INPUT and not is_function_of_values(term.op):
+            raise PatternError(made.name, made.where, f"{describe_op(term.op)} reads memory, not values")
+    for output in outputs:
+        if not any(term.op is INPUT for term in live_terms((output,))):
+            raise PatternError(made.name, made.where, "one of its outputs depends on no argument")
+    storages = [term.val.untyped_storage()._cdata for term in (*traced.inputs.values(), *dict.fromkeys(outputs))]
+    if len(set(storages)) != len(storages):
+        raise PatternError(made.name, made.where, "an output shares memory with an argument or another output")
     live = set(traced.live())
     if unused := [name for name, term in traced.inputs.items() if term not in live]:
         raise PatternError(made.name, made.where, f"the result does not depend on {unused}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx
 
 from glmfuse.canonicalize import Term
 from glmfuse.canonicalize.schema import is_write
+from glmfuse.matching.order import kept_order
 from glmfuse.matching.select import Candidate
 
 SITE = "glmfuse_site"
@@ -26,6 +28,7 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     With keep_originals the replaced nodes stay, unused, for a comparison to read.
     """
     sites = list(chosen)
+    order = list(kept_order(graph)) if sites else []
     place = {node: index for index, node in enumerate(graph.nodes)}
     replaced: dict[fx.Node, fx.Node] = {}
     fused = [_insert(graph, candidate, place, replaced) for candidate in sites]
@@ -36,7 +39,7 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     for candidate in () if keep_originals else sites:
         _erase(graph, candidate, place)
     if sites:
-        restore_order(graph)
+        restore_order(graph, order)
     graph.lint()
     return fused
 
@@ -100,13 +103,19 @@ def _erase(graph: fx.Graph, candidate: Candidate, place: Mapping[fx.Node, int]) 
             graph.erase_node(node)
 
 
-def restore_order(graph: fx.Graph) -> None:
-    """Sort topologically, keeping the captured order wherever the edges allow it."""
+def restore_order(graph: fx.Graph, kept: Iterable[tuple[fx.Node, fx.Node]] = ()) -> None:
+    """Sort topologically, keeping the captured order wherever the edges allow it, and the pairs in any case."""
     nodes = list(graph.nodes)
     place = {node: index for index, node in enumerate(nodes)}
     if all(place[source] < place[node] for node in nodes for source in node.all_input_nodes):
         return
-    waiting = {node: len(node.all_input_nodes) for node in nodes}
+    followers: dict[fx.Node, list[fx.Node]] = {node: list(node.users) for node in nodes}
+    for before, after in kept:
+        if before in place and after in place:
+            followers[before].append(after)
+    waiting = dict.fromkeys(nodes, 0)
+    for follower in itertools.chain.from_iterable(followers.values()):
+        waiting[follower] += 1
     ready = [place[node] for node in nodes if not waiting[node]]
     heapq.heapify(ready)
     last: fx.Node | None = None
@@ -115,7 +124,7 @@ def restore_order(graph: fx.Graph) -> None:
         if last is not None:
             last.append(node)
         last = node
-        for user in node.users:
+        for user in followers[node]:
             waiting[user] -= 1
             if not waiting[user]:
                 heapq.heappush(ready, place[user])

@@ -23,8 +23,11 @@ from glmfuse.errors import PatternError
 from glmfuse.matching import dims as dims_of
 from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
 
-_FLOATS = ((0.01171875, 0.5859375), (0.02734375, 0.6484375))
-"""Values that float arguments take in the two traces: exact in binary, and in no pattern's text."""
+_FLOATS = (0.01171875, 0.02734375)
+"""Values of the first float argument in the two traces, exact in binary and in no pattern's text.
+
+Those of the next ones lie 0.5 further each.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ def _example_sizes(pattern: Pattern, variant: Variant, which: int) -> dict[str, 
 
 def _example_scalars(pattern: Pattern, variant: Variant, values: Mapping[str, int], which: int) -> dict[str, Any]:
     scalars: dict[str, Any] = dict(variant.flags)
-    floats = iter(_FLOATS[which])
+    floats = itertools.count(_FLOATS[which], 0.5)
     for parameter in pattern.parameters:
         if parameter.kind == "int":
             scalars[parameter.name] = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)[0]
@@ -192,17 +195,18 @@ def _captured(spec: Any) -> Iterator[str]:
 
 def live_terms(outputs: tuple[Any, ...]) -> tuple[Term, ...]:
     """The terms that the outputs depend on, producers first."""
-    seen: dict[Term, None] = {}
-
-    def visit(term: Term) -> None:
-        if term not in seen:
-            for source in terms_in(term.args):
-                visit(source)
-            seen[term] = None
-
-    for output in terms_in(tuple(outputs)):
-        visit(output)
-    return tuple(seen)
+    done: dict[Term, None] = {}
+    stack = [(output, False) for output in reversed(tuple(terms_in(tuple(outputs))))]
+    while stack:
+        term, is_ready = stack.pop()
+        if term in done:
+            continue
+        if is_ready:
+            done[term] = None
+        else:
+            stack.append((term, True))
+            stack.extend((source, False) for source in reversed(tuple(terms_in(term.args))))
+    return tuple(done)
 
 
 def _pair(pattern: Pattern, first: Traced, second: Traced) -> dict[Term, Term]:

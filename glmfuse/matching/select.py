@@ -19,7 +19,8 @@ class Request:
     """What a kernel is asked to take: a pattern at one kind of site.
 
     tensors: the layout of each tensor argument that is there. outputs: what must come out.
-    compute_nodes: how many operators of the graph the site replaces.
+    compute_nodes: how many operators of the graph the site replaces. unlike: an operator that the pattern
+    function calls on other layouts than the graph does, if there is one: the last bit may differ then.
     """
 
     pattern: Pattern
@@ -28,6 +29,7 @@ class Request:
     scalars: Mapping[str, Any]
     outputs: tuple[Layout, ...]
     compute_nodes: int
+    unlike: str | None = None
 
 
 class Kernel(Protocol):
@@ -95,7 +97,7 @@ def _first_target(site: Site, targets: Sequence[Target]) -> tuple[Target, float]
             reasons.append(f"{target.name}: has no kernel for {site.match.pattern.name}")
         elif (reason := kernel.supports(request)) is not None:
             reasons.append(f"{target.name}: {reason}")
-        elif (gain := kernel.gain(request)) <= 0:
+        elif not (gain := kernel.gain(request)) > 0:
             reasons.append(f"{target.name}: fusing gains {gain:g}")
         else:
             return target, gain
@@ -106,5 +108,6 @@ def _first_target(site: Site, targets: Sequence[Target]) -> tuple[Target, float]
 def request_of(site: Site) -> Request:
     """The site as its kernels are asked about it."""
     tensors = {name: Layout.of(node.meta["val"]) for name, node in site.inputs.items() if node is not None}
-    match = site.match
-    return Request(match.pattern, match.variant, tensors, match.scalars, site.trace.outputs, compute_nodes(site.cone))
+    match, outputs = site.match, site.trace.outputs
+    replaced = compute_nodes(site.cone)
+    return Request(match.pattern, match.variant, tensors, match.scalars, outputs, replaced, site.unlike_calls())

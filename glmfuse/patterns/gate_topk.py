@@ -15,7 +15,7 @@ _SIZES = (
 )
 
 
-@pattern(dims={"x": "T H", "w": "n_group*M H", "bias": "n_group*M"}, examples=_SIZES)
+@pattern(dims={"x": "T H", "w": "n_group*M H", "bias": "n_group*M"}, examples=_SIZES, unordered=True)
 def gate_topk(
     x: Tensor,
     w: Tensor,

@@ -13,7 +13,12 @@ _SIZES = (
 )
 
 
-@pattern(dims={"logits": "T n_group*M", "bias": "n_group*M"}, examples=_SIZES, dtypes={"logits": torch.float32})
+@pattern(
+    dims={"logits": "T n_group*M", "bias": "n_group*M"},
+    examples=_SIZES,
+    dtypes={"logits": torch.float32},
+    unordered=True,
+)
 def route_topk(
     logits: Tensor,
     bias: Tensor,

@@ -62,7 +62,7 @@ def capture(model: Callable[..., Any], *args: Any, dynamic: bool | None = None, 
             remember._boxed_call = True  # type: ignore[attr-defined]
             return remember
 
-        return capture_model(graph_module, example_inputs, compiler)
+        return capture_model(graph_module, example_inputs, compiler, compiler)
 
     torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
     return found

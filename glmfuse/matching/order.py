@@ -1,0 +1,35 @@
+"""Which nodes must keep their order although no data flows between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from glmfuse.canonicalize.schema import is_pure, is_view, is_write, written_arguments
+
+
+def kept_order(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """(before, after): draws and writes among each other, and reads before a write of what they read."""
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    last: fx.Node | None = None
+    for node in graph.nodes:
+        if node.op == "call_function" and not is_pure(node.target):
+            if last is not None:
+                yield last, node
+            last = node
+        if is_write(node):
+            for reader in _readers_before(node, position):
+                yield reader, node
+
+
+def _readers_before(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterator[fx.Node]:
+    """Nodes that must read a tensor, or a view of it, before this one writes it."""
+    written = [write.args[index] for index in written_arguments(write.target)]  # type: ignore[arg-type]
+    aliases = [node for node in written if isinstance(node, fx.Node)]
+    for alias in aliases:
+        for user in alias.users:
+            if position[user] < position[write]:
+                yield user
+                if is_view(user.target):  # type: ignore[arg-type]
+                    aliases.append(user)
