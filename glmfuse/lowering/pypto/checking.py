@@ -70,7 +70,8 @@ def distance(pattern: str, found: Any, values: Mapping[str, Any]) -> float:
     ours, theirs = _tuple(found), _tuple(expected)
     if pattern == "gate_topk":
         return _router_distance(ours, theirs, values)
-    return max(_relative(a, b) for a, b in zip(ours, theirs, strict=True))
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not _is_one_rounding(a, b)]
+    return max((_relative(a, b) for a, b in pairs), default=0.0)
 
 
 def simulate(pattern: str, shape: str, tokens: int, *, trace: bool = False) -> Timing:
@@ -90,6 +91,17 @@ def _tuple(result: Any) -> tuple[Tensor, ...]:
 def _relative(ours: Tensor, theirs: Tensor) -> float:
     a, b = ours.double(), theirs.double()
     return ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+
+
+def _is_one_rounding(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether at most one element differs, by one unit in the last place.
+
+    A sum that falls on the other side of a rounding boundary shows in a small tensor's relative error.
+    """
+    a, b = ours.double(), theirs.double()
+    differs = a != b
+    gap = (a - b).abs() - torch.finfo(theirs.dtype).eps * b.abs()
+    return bool(differs.sum() <= 1 and (gap[differs] <= 0).all())
 
 
 def _router_distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], values: Mapping[str, Any]) -> float:

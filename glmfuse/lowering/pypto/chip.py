@@ -14,7 +14,8 @@ class Chip:
 
     ub: unified buffer of a vector core. l1, l0a, l0b, l0c: buffers of a cube core. cube_cores and
     vector_cores: AIC and AIV. tail: bytes that the last axis of a vector tile is a multiple of.
-    bandwidth: bytes a second to and from device memory.
+    bandwidth: bytes a second to and from device memory. cycles_*: PyPTO's cost model, in its cycles: a copy
+    into L1, each byte of it, each byte into L0, and the release of a task.
     """
 
     name: str
@@ -27,6 +28,10 @@ class Chip:
     vector_cores: int
     tail: int
     bandwidth: float
+    cycles_copy: float
+    cycles_byte: float
+    cycles_byte_l0: float
+    cycles_release: float
 
 
 ASCEND_910B: Final = Chip(
@@ -41,4 +46,9 @@ ASCEND_910B: Final = Chip(
     vector_cores=48,
     tail=32,
     bandwidth=1.6e12,  # HBM2e of the 64 GB Ascend 910B, as published; nothing here has measured it
+    # Cycles: fitted to the timelines of the cost model of pypto 0.2.0.
+    cycles_copy=1406.0,
+    cycles_byte=0.010452,
+    cycles_byte_l0=0.008236,
+    cycles_release=390.0,
 )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from glmfuse.lowering.pypto.chip import Chip
 
 FP32 = 4
+
+L1_SHARE = 0.5
+"""Part of L1 that tiles take: the other half is room for double buffering on a chip."""
+
+_DEPTHS = 6
+"""How many of the largest tiles of k are tried for each operand."""
 
 
 def round_up(value: int, unit: int) -> int:
@@ -42,31 +49,65 @@ def vector_rows(chip: Chip, width: int, block: int, live: int, tiles: int = 1) -
 
 @dataclass(frozen=True, slots=True)
 class CubeTile:
-    """Tiles of a matrix product, [in L0, in L1] for each axis, as `set_cube_tile_shapes` takes them."""
+    """Tiles of a matrix product [m, k] @ [k, n].
 
-    m: tuple[int, int]
-    k: tuple[int, int]
-    n: tuple[int, int]
+    m, n: of the result. k_l0: of k in L0. k_a, k_b: of k in L1, of the left and of the right operand.
+    slices: parts of k that are summed afterwards, each by tasks of its own.
+    """
+
+    m: int
+    n: int
+    k_l0: int
+    k_a: int
+    k_b: int
+    slices: int = 1
+
+    def arguments(self) -> tuple[list[int], list[int], list[int]]:
+        """As `pypto.set_cube_tile_shapes` takes them."""
+        return [self.m, self.m], [self.k_l0, self.k_a, self.k_b], [self.n, self.n]
 
 
-def cube_tile(chip: Chip, m: int, k: int, n: int, itemsize: int, l1: int | None = None) -> CubeTile:
-    """Tiles of [m, k] @ [k, n]: one wave over the cube cores, and as few copies into L1 as fit.
+def cube_tile(
+    chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1, l1_share: float = L1_SHARE
+) -> CubeTile:
+    """The tile that the cost model takes least time for, of those that fit L1, L0 and L0C.
 
-    l1: bytes to use of it; half leaves room for double buffering on a chip, which the simulator does not
-    model: there the whole is fastest, since each copy costs a fixed 0.78 us. What does not fit spills
-    silently, so nothing here exceeds it.
+    What exceeds L1 does not fail but spills, silently and slowly, so nothing here does. slices: at most so
+    many parts of k. l1_share: part of L1 to use.
     """
     unit = 32 if itemsize == 1 else 16
     m_tile = min(round_up(m, 16), 128)
-    columns = -(-n // max(1, chip.cube_cores // -(-m // m_tile)))
-    n_tile = min(round_up(columns, unit), 256, chip.l0c // (FP32 * m_tile) // unit * unit, round_up(n, unit))
-    depth = round_up(k, unit)
-    rows = round_up(m_tile, unit) + n_tile
-    k_l1 = _largest_part(depth, unit, (chip.l1 if l1 is None else l1) // (rows * itemsize))
-    k_l0 = _largest_part(k_l1, unit, chip.l0b // 2 // (max(m_tile, n_tile) * itemsize))
-    return CubeTile((m_tile, m_tile), (k_l0, k_l1), (n_tile, n_tile))
+    widest = min(round_up(n, 16), chip.l0c // (m_tile * FP32))
+    tiles = (
+        CubeTile(m_tile, n_tile, k_l0, k_a, k_b, part)
+        for part in range(1, slices + 1)
+        if part == 1 or k % (part * unit) == 0
+        for n_tile in range(16, widest + 1, 16)
+        for k_l0, k_a, k_b in _depths(chip, round_up(k, unit) // part, unit, m_tile, n_tile, itemsize, l1_share)
+    )
+    return min(tiles, key=lambda tile: _cube_cycles(chip, tile, m, k, n, itemsize))
 
 
-def _largest_part(whole: int, unit: int, limit: int) -> int:
-    """The largest divisor of `whole` that is a multiple of `unit` and at most `limit`; the unit if there is none."""
-    return max((part for part in range(unit, whole + 1, unit) if whole % part == 0 and part <= limit), default=unit)
+def _depths(
+    chip: Chip, depth: int, unit: int, m_tile: int, n_tile: int, itemsize: int, l1_share: float
+) -> Iterator[tuple[int, int, int]]:
+    """The largest few tiles of k for both operands that fit L1 together, and the largest of these for L0."""
+    parts = [part for part in range(unit, depth + 1, unit) if depth % part == 0]
+    budget = int(chip.l1 * l1_share)
+    for k_a in parts[-_DEPTHS:]:
+        fitting = [k_b for k_b in parts if (k_b * n_tile + k_a * m_tile) * itemsize <= budget and k_a % k_b == 0]
+        for k_b in fitting[-_DEPTHS:]:
+            small = [p for p in parts if k_b % p == 0 and max(m_tile, n_tile) * p * itemsize <= chip.l0b // 2]
+            if small:
+                yield small[-1], k_a, k_b
+
+
+def _cube_cycles(chip: Chip, tile: CubeTile, m: int, k: int, n: int, itemsize: int) -> float:
+    """Cycles from the first task's release to the last one's end: releases are serial, and so are copies."""
+    depth = k // tile.slices
+    tasks = -(-m // tile.m) * -(-n // tile.n) * tile.slices
+    waves = -(-tasks // chip.cube_cores)
+    copies = -(-depth // tile.k_a) + -(-depth // tile.k_b)
+    load = copies * chip.cycles_copy + (tile.m + tile.n) * depth * itemsize * chip.cycles_byte
+    last = tile.n * min(tile.k_b, depth) * itemsize * chip.cycles_byte_l0
+    return tasks * chip.cycles_release + waves * (load + last)

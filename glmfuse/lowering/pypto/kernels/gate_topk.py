@@ -25,6 +25,22 @@ def build(
     element = getattr(pypto, dtype)
     unit = experts // n_group
 
+    def project(x: Any, w: Any, i: Any, valid: Any) -> Any:
+        """The logits: the products of slices along hidden, summed."""
+        depth = hidden // cube.slices
+        pypto.set_cube_tile_shapes(*cube.arguments())
+        if cube.slices == 1:
+            part = pypto.view(x, [block, hidden], [i * block, 0], valid_shape=[valid, hidden])
+            return pypto.matmul(part, w, pypto.DT_FP32, b_trans=True)
+        products = pypto.tensor([cube.slices * block, experts], pypto.DT_FP32, "products")
+        for index in range(cube.slices):
+            left = pypto.view(x, [block, depth], [i * block, index * depth], valid_shape=[valid, depth])
+            right = pypto.view(w, [experts, depth], [0, index * depth])
+            pypto.assemble(pypto.matmul(left, right, pypto.DT_FP32, b_trans=True), [index * block, 0], products)
+        stacked = pypto.reshape(products, [cube.slices, block, experts], inplace=True)
+        pypto.set_vec_tile_shapes(cube.slices, rows, round_up(experts, _SMALLEST))
+        return pypto.view(pypto.sum(stacked, 0), [block, experts], [0, 0], valid_shape=[valid, experts])
+
     def fill(shape: list[int], value: float, valid: list[Any]) -> Any:
         return pypto.full(shape, value, pypto.DT_FP32, valid_shape=valid)
 
@@ -50,9 +66,7 @@ def build(
         return pypto.where(pypto.logical_not(spread), float("-inf"), choice)
 
     def body(x: Any, w: Any, bias: Any, weights: Any, ids: Any, i: Any, valid: Any) -> None:
-        part = pypto.view(x, [block, hidden], [i * block, 0], valid_shape=[valid, hidden])
-        pypto.set_cube_tile_shapes(list(cube.m), list(cube.k), list(cube.n), False)
-        logits = pypto.matmul(part, w, pypto.DT_FP32, b_trans=True)
+        logits = project(x, w, i, valid)
         pypto.set_vec_tile_shapes(rows, round_up(experts, _SMALLEST))
         scores = sigmoid(logits, valid)
         choice = pypto.add(scores, bias)

@@ -13,7 +13,7 @@ from glmfuse.lowering.pypto.kernels.rms_norm import normalise
 def build(front: Front) -> Any:
     """The kernel of `norm_qkv_rope`.
 
-    x, residual [tokens, hidden]; gamma [1, hidden]; weights [out, in]; biases [1, heads, head_dim] and
+    x, residual [tokens, hidden]; gamma [1, hidden] fp32; weights [out, in]; biases [1, heads, head_dim] and
     norm weights [1, heads, head_dim] in fp32, spread over the heads; cos, sin [tokens, 1, rotary] ->
     q [tokens, heads, head_dim], k, v, and with a residual the sum. What a variant does not have is passed
     as any small tensor and not read.
@@ -25,7 +25,7 @@ def build(front: Front) -> Any:
         def norm_qkv_rope(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             residual: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            gamma: pypto.Tensor([], element),
+            gamma: pypto.Tensor([], pypto.DT_FP32),
             w_q: pypto.Tensor([], element),
             w_k: pypto.Tensor([], element),
             w_v: pypto.Tensor([], element),
@@ -52,7 +52,7 @@ def build(front: Front) -> Any:
         @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
         def norm_qkv_rope(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            gamma: pypto.Tensor([], element),
+            gamma: pypto.Tensor([], pypto.DT_FP32),
             w_q: pypto.Tensor([], element),
             w_k: pypto.Tensor([], element),
             w_v: pypto.Tensor([], element),
@@ -112,7 +112,7 @@ def heads(
 def project(front: Front, hidden: Any, weights: list[Any], valid: Any) -> list[Any]:
     """q, k and v as fp32 [block, heads, head_dim]; the product is reshaped, since it lies in memory anyway."""
     cube = front.cube
-    pypto.set_cube_tile_shapes(list(cube.m), list(cube.k), list(cube.n), False)
+    pypto.set_cube_tile_shapes(*cube.arguments())
     counts = [front.heads, front.kv_heads, front.kv_heads]
     if front.merged:
         whole = sum(counts)

@@ -8,7 +8,7 @@ import pypto
 
 
 def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str) -> Any:
-    """The kernel of `rms_norm`: x [tokens, hidden], w [hidden] -> y [tokens, hidden].
+    """The kernel of `rms_norm`: x [tokens, hidden], w [1, hidden] fp32 -> y [tokens, hidden].
 
     block: tokens of a round. rows, width: the vector tile.
     """
@@ -17,25 +17,28 @@ def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str
     @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
     def rms_norm(
         x: pypto.Tensor([pypto.DYNAMIC, ...], element),
-        w: pypto.Tensor([], element),
+        w: pypto.Tensor([], pypto.DT_FP32),
         y: pypto.Tensor([pypto.DYNAMIC, ...], element),
     ):
         tokens = x.shape[0]
-        pypto.set_vec_tile_shapes(width)
-        weight = pypto.reshape(w, [1, hidden], inplace=True)
         for i in pypto.loop((tokens + block - 1) // block, name="T", idx_name="i"):
             valid = (tokens - i * block).min(block)
             pypto.set_vec_tile_shapes(rows, width)
             part = pypto.view(x, [block, hidden], [i * block, 0], valid_shape=[valid, hidden])
-            y[i * block :, 0:] = normalise(part, weight, hidden, eps, element)
+            pypto.set_pass_options(sg_set_scope=1)  # one task for each vector tile
+            y[i * block :, 0:] = normalise(part, w, hidden, eps, element)
+            pypto.set_pass_options(sg_set_scope=-1)
 
     return rms_norm
 
 
 def normalise(x: Any, weight: Any, hidden: int, eps: float, element: Any) -> Any:
-    """Round(x / rms) * w, rounded: the pattern rounds to the storage dtype before the weight and after it."""
+    """Round(x / rms) * w, rounded: the pattern rounds to the storage dtype before the weight and after it.
+
+    weight comes in fp32: a cast that several tiles share would be a task and a stage of its own.
+    """
     wide = pypto.cast(x, pypto.DT_FP32)
     mean = pypto.sum(pypto.mul(pypto.mul(wide, wide), 1.0 / hidden), -1, keepdim=True)
     scaled = pypto.div(wide, pypto.sqrt(pypto.add(mean, eps)))
     rounded = pypto.cast(pypto.cast(scaled, element), pypto.DT_FP32)
-    return pypto.cast(pypto.mul(rounded, pypto.cast(weight, pypto.DT_FP32)), element)
+    return pypto.cast(pypto.mul(rounded, weight), element)

@@ -21,7 +21,7 @@ def build(
     element = getattr(pypto, dtype)
 
     def project(x: Any, weights: list[Any]) -> list[Any]:
-        pypto.set_cube_tile_shapes(list(wide.m), list(wide.k), list(wide.n), False)
+        pypto.set_cube_tile_shapes(*wide.arguments())
         return [pypto.matmul(x, weight, element, b_trans=True) for weight in weights]
 
     def activate(gate: Any, up: Any) -> Any:
@@ -41,7 +41,7 @@ def build(
         else:
             gate, up = products
         active = activate(gate, up)
-        pypto.set_cube_tile_shapes(list(narrow.m), list(narrow.k), list(narrow.n), False)
+        pypto.set_cube_tile_shapes(*narrow.arguments())
         pypto.assemble(pypto.matmul(active, down, element, b_trans=True), [i * block, 0], y)
 
     if merged:

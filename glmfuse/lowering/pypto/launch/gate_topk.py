@@ -17,6 +17,9 @@ _LIVE_ROWS = 8
 
 _MOST_ROWS = 8
 
+_MOST_SLICES = 32
+"""Few columns leave cube cores idle: the product is cut along hidden as well, and its parts summed."""
+
 
 def _limits(chip: Chip, site: Request) -> str | None:
     x, w = site.tensors["x"], site.tensors["w"]
@@ -42,6 +45,7 @@ def _launch(
     tokens, hidden = x.shape
     experts = w.shape[0]
     block = tokens_of_round(tokens)
+    cube = cube_tile(chip, block, hidden, experts, x.element_size(), slices=_MOST_SLICES)
     kernel = KernelRef.of(
         "glmfuse.lowering.pypto.kernels.gate_topk:build",
         hidden=hidden,
@@ -52,8 +56,8 @@ def _launch(
         renormalize=renormalize,
         scale=scale,
         block=block,
-        rows=min(_MOST_ROWS, vector_rows(chip, experts, block, _LIVE_ROWS)),
-        cube=cube_tile(chip, block, hidden, experts, x.element_size()),
+        rows=min(_MOST_ROWS, vector_rows(chip, experts, block, _LIVE_ROWS + cube.slices)),
+        cube=cube,
         dtype=DTYPES[x.dtype],
     )
     shape = (tokens, top_k)

@@ -88,7 +88,7 @@ def _launch(
         q, k, v = (heads.view(batch, length, -1, head_dim).transpose(1, 2) for heads in made[:3])
         return (q.contiguous(), k.contiguous(), v, *(total.view(x.shape) for total in made[3:]))
 
-    inputs = (*flat, w_norm.view(1, hidden), *weights, *biases, *gains, *angles)
+    inputs = (*flat, w_norm.to(torch.float32).view(1, hidden), *weights, *biases, *gains, *angles)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
     return Launch(kernel, inputs, tuple(outputs), finish)
 

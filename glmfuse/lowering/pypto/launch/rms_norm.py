@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
@@ -29,18 +30,18 @@ def _launch(chip: Chip, x: Tensor, w: Tensor, eps: float) -> Launch:
     hidden = x.shape[-1]
     flat = x.reshape(-1, hidden)
     width = tail(chip, hidden)
-    block = max(2, token_block(len(flat), 64))
+    block = token_block(len(flat), 64)
     kernel = KernelRef.of(
         "glmfuse.lowering.pypto.kernels.rms_norm:build",
         hidden=hidden,
         block=block,
-        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=2),
+        rows=vector_rows(chip, width, block, _LIVE_ROWS),
         width=width,
         eps=eps,
         dtype=DTYPES[x.dtype],
     )
-    shape = x.shape
-    return Launch(kernel, (flat, w), ((tuple(flat.shape), x.dtype),), lambda outputs: outputs[0].view(shape))
+    inputs = (flat, w.to(torch.float32).view(1, hidden))
+    return Launch(kernel, inputs, ((tuple(flat.shape), x.dtype),), lambda outputs: outputs[0].view(x.shape))
 
 
 RMS_NORM = PyptoKernel(_limits, _launch)

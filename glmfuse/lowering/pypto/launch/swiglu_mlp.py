@@ -42,7 +42,7 @@ def _launch(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, w_down: 
         block=block,
         rows=min(_MOST_ROWS, vector_rows(chip, width, block, _LIVE_ROWS)),
         width=width,
-        wide=cube_tile(chip, block, hidden, 2 * inter, itemsize),
+        wide=cube_tile(chip, block, hidden, inter if w_up is not None else 2 * inter, itemsize),
         narrow=cube_tile(chip, block, inter, out, itemsize),
         merged=w_up is None,
         dtype=DTYPES[x.dtype],

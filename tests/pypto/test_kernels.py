@@ -1,0 +1,226 @@
+"""PyPTO kernels against their pattern functions: all passes compiled, numerics by PyPTO's interpreter on a CPU.
+
+Nothing here ran on an NPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glmfuse import Report
+from glmfuse.cli.main import main
+from glmfuse.lowering.pypto import target
+from glmfuse.lowering.pypto.checking import check, simulate
+from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.family import arguments, geometry
+from glmfuse.lowering.pypto.launch.launch import interpret, request_of
+from glmfuse.lowering.pypto.process import KernelRef, Mode, Request, run
+from glmfuse.lowering.pypto.registry import KERNELS
+from tests.support.glm import decode_static, fresh, prefill, tiny
+from tests.support.graphs import same_bits
+
+pytestmark = [
+    pytest.mark.xdist_group("pypto"),
+    pytest.mark.skipif(target.unavailable() is not None, reason=str(target.unavailable())),
+]
+
+TOKENS = (1, 2, 5, 8, 31, 32, 33)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_is_its_pattern_at_tiny_sizes(name: str, tokens: int) -> None:
+    found = check(name, "tiny", tokens, seed=tokens)
+    assert found.passed, found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_other_dtypes_agree_or_are_refused(name: str, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and name in ("norm_qkv_rope", "swiglu_mlp"):
+        pytest.skip("its limits refuse fp32: the cube cores multiply halves")
+    found = check(name, "tiny", 5, dtype)
+    assert found.passed, found
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 33])
+@pytest.mark.parametrize("shape", ["glm-4.5/tp8", "glm-4.5-air/tp8"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_is_its_pattern_at_real_sizes(name: str, shape: str, tokens: int) -> None:
+    found = check(name, shape, tokens, seed=tokens)
+    assert found.passed, found
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_pass_keeps_the_numerics(name: str) -> None:
+    launch = KERNELS[name].launch(ASCEND_910B, **arguments(name, geometry("tiny"), 5, torch.bfloat16))
+    outcome = run(request_of(launch, Mode.VERIFY))
+    assert outcome.error is None, outcome.error
+    assert len(outcome.passes) >= 20, "a pass whose interpretation throws leaves no row"
+    assert not [name for name, verdict in outcome.passes.items() if verdict.startswith(("FAIL", "EXC"))]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_cost_model_is_deterministic(name: str) -> None:
+    first, second = (simulate(name, "tiny", 8).simulation for _ in range(2))
+    assert first == second
+    assert first.window > 0
+
+
+@pytest.mark.parametrize("phase", [prefill, decode_static])
+def test_a_whole_tiny_glm_runs_through_the_kernels(phase: Any) -> None:
+    model = tiny(torch.bfloat16)
+    report = Report()
+    options = {"engine": "eager", "targets": ("pypto", "reference"), "verify": True, "report": report}
+    given = phase(model)
+    found = torch.compile(model, backend="glmfuse", options=options)(**fresh(given)).logits
+    by_pypto = {row.pattern for row in report.rows() if row.target == "pypto"}
+    assert by_pypto == {"norm_qkv_rope", "gate_topk", "swiglu_mlp", "rms_norm"}
+    torch._dynamo.reset()
+    options = {"engine": "eager", "targets": ("reference",)}
+    expected = torch.compile(model, backend="glmfuse", options=options)(**fresh(given)).logits
+    assert (found - expected).float().norm() / expected.float().norm() < 0.02
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_empty_and_strided_inputs(name: str) -> None:
+    values = arguments(name, geometry("tiny"), 4, torch.bfloat16)
+    spread = {key: _strided(value) if isinstance(value, torch.Tensor) else value for key, value in values.items()}
+    dense, strided = (interpret(KERNELS[name].launch(ASCEND_910B, **given)) for given in (values, spread))
+    assert same_bits(_tuple(dense), _tuple(strided))
+    if name in ("rms_norm", "swiglu_mlp"):
+        empty = interpret(KERNELS[name].launch(ASCEND_910B, **{**values, "x": values["x"][:0]}))
+        assert all(tensor.shape[0] == 0 for tensor in _tuple(empty))
+
+
+def _strided(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+def _tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def test_a_kernel_that_fails_does_not_disturb_the_next_call() -> None:
+    broken = KernelRef.of("tests.pypto.broken:build_too_wide", width=65536)
+    x = torch.randn(1, 65536)
+    outcome = run(Request(broken, Mode.COMPILE, (x,), (((1, 65536), torch.float32),)))
+    assert outcome.error is not None
+    assert check("rms_norm", "tiny", 5).passed
+    outcome = run(Request(KernelRef.of("tests.pypto.broken:build_raising"), Mode.COMPILE, (x,), ()))
+    assert "no such kernel" in (outcome.error or "")
+    assert check("rms_norm", "tiny", 5).passed
+
+
+def test_a_run_that_takes_too_long_is_ended() -> None:
+    launch = KERNELS["rms_norm"].launch(ASCEND_910B, **arguments("rms_norm", geometry("tiny"), 5, torch.bfloat16))
+    assert "no answer within" in (run(request_of(launch, Mode.INTERPRET), timeout=0.001).error or "")
+    assert check("rms_norm", "tiny", 5).passed
+
+
+def test_threads_take_turns() -> None:
+    found: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda tokens=tokens: found.append(check("rms_norm", "tiny", tokens).passed))
+        for tokens in (1, 2, 5, 8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 4
+
+
+def test_many_calls_leak_neither_files_nor_memory() -> None:
+    launch = KERNELS["rms_norm"].launch(ASCEND_910B, **arguments("rms_norm", geometry("tiny"), 5, torch.bfloat16))
+    request = request_of(launch, Mode.INTERPRET)
+    run(request)
+    files, memory = _open_files(), _worker_memory()
+    for _ in range(200):
+        assert run(request).error is None
+    assert _open_files() <= files + 1
+    assert _worker_memory() - memory < 100 * 2**20
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd")) + sum(len(list(folder.rglob("*"))) for folder in _folders())
+
+
+def _folders() -> list[Path]:
+    from glmfuse.lowering.pypto.process.worker import _WORKERS
+
+    return [Path(worker._folder) for worker in _WORKERS.values() if worker._folder]
+
+
+def _worker_memory() -> int:
+    from glmfuse.lowering.pypto.process.worker import _WORKERS
+
+    process = _WORKERS[os.getpid()]._process
+    assert process is not None
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_shape_over_the_limits_is_refused_with_its_number() -> None:
+    report = Report()
+
+    def norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        from glmfuse.patterns import rms_norm
+
+        return rms_norm.function(x, w, 1e-5)
+
+    options = {"engine": "eager", "targets": ("pypto",), "report": report}
+    torch.compile(norm, backend="glmfuse", options=options)(torch.randn(2, 16384), torch.randn(16384))
+    assert "262144 bytes for 4 rows of 16384 exceed the 196608 of UB" in " ".join(row.found for row in report.rows())
+
+
+def test_by_default_the_interpreter_is_left_alone() -> None:
+    report = Report()
+    torch.compile(torch.nn.SiLU(), backend="glmfuse", options={"engine": "eager", "report": report})(torch.randn(2, 4))
+    assert any("there is no NPU" in note for note in report.notes)
+
+
+def test_without_pypto_the_target_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Exception, match=r"install it with: pip install 'glmfuse\[pypto\]'"):
+        torch.compile(torch.nn.SiLU(), backend="glmfuse", options={"targets": ("pypto",)})(torch.randn(2, 4))
+    monkeypatch.setattr(target.sys, "version_info", (3, 13, 0))
+    assert "no wheel for Python 3.13" in (target.unavailable() or "")
+
+
+def test_without_a_compiler_the_target_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target.shutil, "which", lambda tool: None)
+    assert target.unavailable() == "its interpreter needs cmake and g++; install them"
+
+
+def test_pypto_stays_in_its_worker() -> None:
+    script = (
+        "import sys, torch\n"
+        "from glmfuse.lowering.pypto.checking import check\n"
+        "assert check('rms_norm', 'tiny', 2).passed\n"
+        "assert 'pypto' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["kernels", "list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(KERNELS)
+    assert main(["kernels", "check", "rms_norm", "--shape", "tiny", "--tokens", "1,3"]) == 0
+    assert capsys.readouterr().out.count("rms_norm") == 2
+    trace = tmp_path / "trace.json"
+    assert main(["kernels", "time", "rms_norm", "--shape", "tiny", "--tokens", "2", "--trace", str(trace)]) == 0
+    assert "not measured on a chip" in capsys.readouterr().out
+    assert '"traceEvents"' in trace.read_text()
+    assert main(["kernels", "check", "--shape", "glm-9"]) == 1
+    assert "unknown shape: 'glm-9'. Valid:" in capsys.readouterr().err
+    assert main(["kernels", "check", "none"]) == 1
+    assert "unknown kernel: 'none'. Valid:" in capsys.readouterr().err
