@@ -26,7 +26,7 @@ from glmfuse.matching.cone import Cone, cone_of
 from glmfuse.matching.escape import Escape, Footprint, footprint, is_cheap
 from glmfuse.matching.index import Index
 from glmfuse.matching.match import Match, Mismatch, Stage
-from glmfuse.matching.matcher import match_outputs
+from glmfuse.matching.matcher import COMMUTATIVE, match_outputs
 from glmfuse.matching.pattern import ConstraintError, Pattern, Variant
 from glmfuse.matching.search import Literal, SearchGraph, Spec, Traced, trace_pattern
 
@@ -226,8 +226,12 @@ def _trace(
 
 
 def _calls(nodes: Iterable[fx.Node], theirs: Callable[[Any], Any]) -> frozenset[Call]:
+    def layouts(node: fx.Node) -> tuple[Any, ...]:
+        read = [_in_model_symbols(Layout.of(val), theirs).significant() for val in _tensors_read(node)]
+        return tuple(sorted(read, key=repr) if node.target in COMMUTATIVE else read)
+
     return frozenset(
-        (node.target, tuple(_in_model_symbols(Layout.of(val), theirs).significant() for val in _tensors_read(node)))
+        (node.target, layouts(node))
         for node in nodes
         if node.op == "call_function" and isinstance(node.target, OpOverload) and not is_cheap(node)
         if not isinstance(node.meta.get("val"), torch.SymInt)

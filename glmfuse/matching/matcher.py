@@ -15,7 +15,7 @@ from glmfuse.matching.match import Finding, Match, Mismatch, Stage
 from glmfuse.matching.search import Capture, Free, Literal, SearchGraph, Spec
 
 Todo = tuple[tuple[Term, Any], "Todo"] | None
-_COMMUTATIVE = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})
+COMMUTATIVE = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})
 
 
 def match_at(index: Index, graph: SearchGraph, anchor: Term, at: Definition) -> Match | Mismatch:
@@ -205,7 +205,7 @@ def equal(expected: Any, found: Any) -> bool:
 def _orders(term: Term) -> Iterator[tuple[Any, ...]]:
     yield term.args
     first, second, *rest = term.args if len(term.args) > 1 else (None, None)
-    if term.op in _COMMUTATIVE and isinstance(first, Term) and isinstance(second, Term) and all(x == 1 for x in rest):
+    if term.op in COMMUTATIVE and isinstance(first, Term) and isinstance(second, Term) and all(x == 1 for x in rest):
         yield (second, first, *rest)
 
 

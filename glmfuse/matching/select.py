@@ -69,7 +69,10 @@ class Candidate:
 
 
 def select(sites: Iterable[Site], targets: Sequence[Target]) -> tuple[list[Candidate], list[Mismatch]]:
-    """For each site the first target whose kernel takes it and gains, or why there is none."""
+    """For each site the first target whose kernel takes it and gains, or why there is none.
+
+    A refusal has the code "gain" where no kernel would gain and none was refused for another reason.
+    """
     candidates: list[Candidate] = []
     refused: list[Mismatch] = []
     for site in sites:
@@ -91,18 +94,20 @@ def select(sites: Iterable[Site], targets: Sequence[Target]) -> tuple[list[Candi
 def _first_target(site: Site, targets: Sequence[Target]) -> tuple[Target, float] | Mismatch:
     request = request_of(site)
     reasons: list[str] = []
+    code = "gain"
     for target in targets:
         kernel = target.kernels.get(site.match.pattern.name)
         if kernel is None:
             reasons.append(f"{target.name}: has no kernel for {site.match.pattern.name}")
         elif (reason := kernel.supports(request)) is not None:
             reasons.append(f"{target.name}: {reason}")
+            code = "kernel"
         elif not (gain := kernel.gain(request)) > 0:
             reasons.append(f"{target.name}: fusing gains {gain:g}")
         else:
             return target, gain
     reason = "; ".join(reasons) or "no target is enabled"
-    return site.match.refused(Stage.KERNEL, "kernel", "a kernel that takes the site", reason)
+    return site.match.refused(Stage.KERNEL, code, "a kernel that takes the site and gains", reason)
 
 
 def request_of(site: Site) -> Request:

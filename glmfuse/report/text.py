@@ -29,7 +29,7 @@ def _graph(graph: GraphReport) -> Iterator[str]:
     yield f"graph {graph.index}: {captured} nodes captured, {fused} after fusion, engine {graph.engine or 'none'}"
     yield from (f"  note: {note}" for note in graph.notes)
     yield from _table(graph)
-    unfused = [row for row in graph.rows() if row.status == MATCHED and row.gain > 0]
+    unfused = [row for row in graph.rows() if row.status == MATCHED and row.code != "gain"]
     if unfused:
         yield "  proven but not fused:"
         yield from _grouped(unfused)
