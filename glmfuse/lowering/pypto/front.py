@@ -12,7 +12,8 @@ class Front:
     """What the kernel is built for.
 
     block: tokens of a round. rows, width: vector tile over hidden. head_rows: tokens of a vector tile over
-    heads. cube: tile of the projections, over the columns of all three. merged: one matrix has all rows.
+    heads. bias_rows: of one over all columns. cube: tile of the projections, over the columns of all three.
+    merged: one matrix has all rows.
     """
 
     hidden: int
@@ -29,5 +30,16 @@ class Front:
     rows: int
     width: int
     head_rows: int
+    bias_rows: int
     cube: CubeTile
     dtype: str
+
+    @property
+    def all_heads(self) -> int:
+        """Heads of queries, keys and values."""
+        return self.heads + 2 * self.kv_heads
+
+    @property
+    def layers(self) -> int:
+        """What is summed into a projection: the products of slices of hidden, and the bias."""
+        return self.cube.slices + self.has_bias

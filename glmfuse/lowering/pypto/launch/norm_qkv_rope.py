@@ -27,8 +27,13 @@ def _limits(chip: Chip, site: Request) -> str | None:
         lambda: half(x),
         lambda: fixed("hidden", x.shape[-1]),
         lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
-        lambda: row_fits(chip, site.scalars["num_heads"] * site.scalars["head_dim"], _LIVE_ROWS),
+        lambda: row_fits(chip, _rotated_width(site), _LIVE_ROWS),
     )
+
+
+def _rotated_width(site: Request) -> int:
+    heads: int = site.scalars["num_heads"] + site.scalars["num_kv_heads"]
+    return heads * int(site.scalars["head_dim"])
 
 
 def _launch(
@@ -54,9 +59,10 @@ def _launch(
     batch, length, hidden = x.shape
     tokens = batch * length
     counts = (num_heads, num_kv_heads, num_kv_heads)
-    block = max(2, tokens_of_round(tokens))
+    block = tokens_of_round(tokens)
+    tiles = 2 if block > 1 else 1
     width = tail(chip, hidden)
-    head_rows = vector_rows(chip, num_heads * head_dim, block, _LIVE_ROWS, tiles=2)
+    head_rows = vector_rows(chip, (num_heads + num_kv_heads) * head_dim, block, _LIVE_ROWS, tiles=tiles)
     front = Front(
         hidden=hidden,
         heads=num_heads,
@@ -69,14 +75,15 @@ def _launch(
         has_qk_norm=w_q_norm is not None,
         merged=w_k is None,
         block=block,
-        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=2),
+        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=tiles),
         width=width,
         head_rows=min(_MOST_HEAD_ROWS, head_rows),
-        cube=cube_tile(chip, block, hidden, sum(counts) * head_dim, x.element_size()),
+        bias_rows=vector_rows(chip, sum(counts) * head_dim, block, 2),
+        cube=cube_tile(chip, block, hidden, sum(counts) * head_dim, x.element_size(), slices=2),
         dtype=DTYPES[x.dtype],
     )
-    biases = _biases((b_q, b_k, b_v), counts, head_dim, merged=w_k is None)
-    gains = [_spread(gain, count, head_dim) for gain, count in ((w_q_norm, num_heads), (w_k_norm, num_kv_heads))]
+    bias = _bias((b_q, b_k, b_v), counts, head_dim, merged=w_k is None)
+    gains = _gains(((w_q_norm, num_heads), (w_k_norm, num_kv_heads)), head_dim)
     weights = [w_q if weight is None else weight for weight in (w_q, w_k, w_v)]
     flat = [tensor.reshape(tokens, hidden) for tensor in (x, residual) if tensor is not None]
     angles = [table.expand(batch, 1, length, -1).reshape(tokens, 1, -1) for table in (cos, sin)]
@@ -88,27 +95,28 @@ def _launch(
         q, k, v = (heads.view(batch, length, -1, head_dim).transpose(1, 2) for heads in made[:3])
         return (q.contiguous(), k.contiguous(), v, *(total.view(x.shape) for total in made[3:]))
 
-    inputs = (*flat, w_norm.to(torch.float32).view(1, hidden), *weights, *biases, *gains, *angles)
+    inputs = (*flat, w_norm.to(torch.float32).view(1, hidden), *weights, bias, gains, *angles)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
     return Launch(kernel, inputs, tuple(outputs), finish)
 
 
-def _biases(given: Sequence[Tensor | None], counts: Sequence[int], head_dim: int, *, merged: bool) -> list[Tensor]:
-    """Each projection's bias as fp32 [1, heads, head_dim]; zeros of one block where there is none."""
+def _bias(given: Sequence[Tensor | None], counts: Sequence[int], head_dim: int, *, merged: bool) -> Tensor:
+    """The bias of all projections as fp32 [1, width], zeros where one has none."""
     if given[0] is None:
-        return [_nothing()] * 3
-    parts = given[0].split([count * head_dim for count in counts]) if merged else given
-    return [
-        (torch.zeros(count * head_dim) if part is None else part.to(torch.float32)).reshape(1, count, head_dim)
-        for part, count in zip(parts, counts, strict=True)
-    ]
-
-
-def _spread(gain: Tensor | None, count: int, head_dim: int) -> Tensor:
-    """A norm's weight as fp32 [1, heads, head_dim]: PyPTO broadcasts along one axis only."""
-    if gain is None:
         return _nothing()
-    return gain.to(torch.float32).view(1, 1, head_dim).expand(1, count, head_dim).contiguous()
+    if merged:
+        return given[0].to(torch.float32).view(1, -1)
+    parts = [
+        torch.zeros(count * head_dim) if part is None else part.to(torch.float32)
+        for part, count in zip(given, counts, strict=True)
+    ]
+    return torch.cat(parts).view(1, -1)
+
+
+def _gains(given: Sequence[tuple[Tensor | None, int]], head_dim: int) -> Tensor:
+    """The norms' weights as fp32 [1, heads + kv_heads, head_dim]: PyPTO broadcasts along one axis only."""
+    spread = [gain.to(torch.float32).view(1, 1, head_dim).expand(1, n, -1) for gain, n in given if gain is not None]
+    return torch.cat(spread, dim=1) if spread else _nothing()
 
 
 def _nothing() -> Tensor:
