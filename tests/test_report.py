@@ -28,7 +28,7 @@ def test_text_counts_and_names_the_target() -> None:
     report = Report()
     compiled_with(report)
     lines = str(report).splitlines()
-    assert lines[0].startswith("graph 0: ")
+    assert [line for line in lines if line.startswith("graph 0: ")]
     (row,) = [line for line in lines if line.strip().startswith("norm_qkv_rope")]
     assert row.split() == ["norm_qkv_rope", "4", "4", "0", "0", "reference"]
     (row,) = [line for line in lines if line.strip().startswith("rms_norm")]
