@@ -12,9 +12,10 @@ from torch import fx
 
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.matching.find import Found
-from glmfuse.matching.match import Match, Mismatch, Stage
+from glmfuse.matching.match import Match, Mismatch
 from glmfuse.matching.select import Candidate
 from glmfuse.report.report import ABSORBED, CHOSEN, MATCHED, MISSED, Body, Row
+from glmfuse.report.stage import Stage
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<code>[^\n]*)')
 _TORCH = str(Path(torch.__file__).parent)

@@ -10,6 +10,7 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse.matching.escape import is_cheap
+from glmfuse.report.report import GraphReport
 from tests.support.glm import DTYPES, PHASES, Phase, tiny
 from tests.support.graphs import Captured, capture, listing, outputs_and_writes, run_stages, same_bits
 
@@ -37,7 +38,7 @@ def test_every_layer_fuses_and_no_bit_changes(dtype: torch.dtype, phase: Phase, 
     assert len(graphs) == 1
     (captured,) = graphs
     assert _has_symbols(captured) == dynamic
-    _check_fused(captured)
+    check_fused(captured)
     _check_disabled(captured)
 
 
@@ -45,13 +46,15 @@ def _has_symbols(captured: Captured) -> bool:
     return any(isinstance(node.meta.get("val"), torch.SymInt) for node in captured.graph_module.graph.nodes)
 
 
-def _check_fused(captured: Captured) -> None:
+def check_fused(captured: Captured) -> GraphReport:
+    """Every site asked for is fused, and no bit of the outputs or written inputs differs."""
     module = captured.module()
     report = run_stages(module)
     chosen = report.count("chosen")
     assert {name: chosen[name] for name in EXPECTED} == EXPECTED
     before = outputs_and_writes(captured.module(), captured.arguments())
     assert same_bits(outputs_and_writes(module, captured.arguments()), before)
+    return report
 
 
 def _check_disabled(captured: Captured) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from glmfuse import huggingface
-from glmfuse.report.report import GraphReport
 from tests.support.glm import decode_static, prefill, tiny
-from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
+from tests.support.graphs import capture
 from tests.support.merged import merge_weights
-from tests.test_glm_cases import EXPECTED
+from tests.test_glm_cases import check_fused
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no qk-norm (Air)": {"use_qk_norm": False},
@@ -31,22 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 DTYPES = (torch.bfloat16, torch.float32)
 
 
-def check(captured: Captured) -> GraphReport:
-    module = captured.module()
-    report = run_stages(module)
-    chosen = report.count("chosen")
-    assert {name: chosen[name] for name in EXPECTED} == EXPECTED
-    before = outputs_and_writes(captured.module(), captured.arguments())
-    assert same_bits(outputs_and_writes(module, captured.arguments()), before)
-    return report
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("phase", [prefill, decode_static])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_matches_fully(variant: str, phase: Any, dtype: torch.dtype) -> None:
     model = tiny(dtype, **VARIANTS[variant])
-    check(capture(model, **phase(model))[0])
+    check_fused(capture(model, **phase(model))[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,7 +43,7 @@ def test_variant_matches_fully(variant: str, phase: Any, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("variant", ["groups", "no qk-norm (Air)", "no attention bias"])
 def test_merged_weights_match_fully(variant: str, phase: Any, dtype: torch.dtype) -> None:
     model = merge_weights(tiny(dtype, **VARIANTS[variant]))
-    report = check(capture(model, **phase(model))[0])
+    report = check_fused(capture(model, **phase(model))[0])
     fused = {row.pattern: row.variant for row in report.rows() if row.status == "chosen"}
     assert "no w_k" in fused["norm_qkv_rope"]
     assert "no w_up" in fused["swiglu_mlp"]
@@ -63,13 +52,13 @@ def test_merged_weights_match_fully(variant: str, phase: Any, dtype: torch.dtype
 @pytest.mark.parametrize("tokens", [1, 5], ids=["one token", "tokens"])
 def test_batch_of_one(tokens: int) -> None:
     model = tiny(torch.bfloat16)
-    check(capture(model, input_ids=huggingface.random_tokens(model, 1, tokens))[0])
+    check_fused(capture(model, input_ids=huggingface.random_tokens(model, 1, tokens))[0])
 
 
 def test_two_lengths_in_one_process() -> None:
     model = tiny(torch.bfloat16)
     for tokens in (4, 9):
-        check(capture(model, input_ids=huggingface.random_tokens(model, 2, tokens))[0])
+        check_fused(capture(model, input_ids=huggingface.random_tokens(model, 2, tokens))[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -81,4 +70,4 @@ def test_dynamic_true(dtype: torch.dtype) -> None:
     assert any(isinstance(node.meta["val"], torch.SymInt) for node in placeholders)
     scalars = [node.meta["val"] for node in placeholders if isinstance(node.meta["val"], torch.Tensor)]
     assert not [val for val in scalars if val.dim() == 0 and val.dtype == torch.float64]
-    check(captured)
+    check_fused(captured)

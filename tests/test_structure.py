@@ -14,7 +14,7 @@ import glmfuse
 ROOT = Path(glmfuse.__file__).parent
 LAYERS = (
     ("errors", "options"),
-    ("report.report", "report.text", "report.json", "report.graphml", "report.files", "report"),
+    ("report.stage", "report.report", "report.text", "report.json", "report.graphml", "report.files", "report"),
     ("capture",),
     ("canonicalize",),
     ("matching",),

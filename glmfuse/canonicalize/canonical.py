@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from glmfuse.canonicalize.rules import RULES
 from glmfuse.canonicalize.schema import full_arguments, is_function_of_values, is_pure, is_view, written_arguments
-from glmfuse.canonicalize.term import AFTER, INPUT, Arg, Op, Term, size_of, terms_in
+from glmfuse.canonicalize.term import AFTER, INPUT, Arg, Op, Term, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class _Build:
         for rule in RULES.get(op, ()):
             if (term := rule(self, args, val)) is not None:
                 return term
-        key = _key(op, args) if is_function_of_values(op) or op is AFTER else None
+        key = (op, typed(args)) if is_function_of_values(op) or op is AFTER else None
         term = self.shared.get(key) if key is not None else None
         if term is None:
             term = Term(op, args, val, node, len(self.terms))
@@ -144,14 +144,10 @@ class _Build:
         return Canonical(graph, tuple(self.terms), self.term_of, frozen, self.outputs)
 
 
-def _key(op: Op, args: tuple[Arg, ...]) -> Any:
-    """Equal keys mean equal values. Types count: 1, 1.0 and True are three constants."""
-    return (op, _typed(args))
-
-
-def _typed(arg: Arg) -> Any:
+def typed(arg: Arg) -> Any:
+    """A key that tells constants apart by type and sign: 1, 1.0 and True are three, 0.0 and -0.0 are two."""
     if isinstance(arg, tuple):
-        return tuple(_typed(item) for item in arg)
+        return tuple(typed(item) for item in arg)
     return arg if isinstance(arg, Term) else (type(arg), repr(arg) if isinstance(arg, float) else arg)
 
 
@@ -162,6 +158,3 @@ def _show(term: Term, names: Mapping[Term, str]) -> str:
         return f"({', '.join(show(item) for item in arg)})" if isinstance(arg, tuple) else str(arg)
 
     return f"{term} ({', '.join(show(arg) for arg in term.args)})"
-
-
-__all__ = ["Canonical", "canonicalize", "terms_in"]

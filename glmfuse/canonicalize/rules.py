@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from glmfuse.canonicalize.term import GETITEM, INPUT, Arg, Op, Term, shape_of, size_of
+from glmfuse.canonicalize.term import GETITEM, Arg, Op, Term, shape_of, size_of
 
 aten = torch.ops.aten
 
@@ -218,5 +218,3 @@ RULES: Mapping[Op, tuple[Rule, ...]] = {
     aten.mm.default: (mm_as_linear,),
     aten.addmm.default: (addmm_as_linear,),
 }
-
-__all__ = ["INPUT", "RULES", "Builder", "Rule"]

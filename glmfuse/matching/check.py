@@ -18,17 +18,18 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in
+from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in, typed
 from glmfuse.canonicalize.term import shape_of, size_of
 from glmfuse.capture import Fresh
 from glmfuse.errors import GlmfuseError
 from glmfuse.matching.cone import Cone, cone_of
 from glmfuse.matching.escape import Escape, Footprint, footprint, is_cheap
 from glmfuse.matching.index import Index
-from glmfuse.matching.match import Match, Mismatch, Stage
+from glmfuse.matching.match import Match, Mismatch
 from glmfuse.matching.matcher import COMMUTATIVE, match_outputs
 from glmfuse.matching.pattern import ConstraintError, Pattern, Variant
 from glmfuse.matching.search import Literal, SearchGraph, Spec, Traced, trace_pattern
+from glmfuse.report.stage import Stage
 
 _ANY_SIZE = 7
 
@@ -166,14 +167,12 @@ class Checker:
         for guard in trace.guards:
             if not self.sizes.fulfil(guard):
                 return match.refused(Stage.CHECK, "guard", f"sizes known to fulfil {guard}", "sizes that may not")
+        alike: list[list[fx.Node]] = []
         for nodes, layout in zip(holders, trace.outputs, strict=True):
-            if not any(layout.is_alike(node) for node in nodes):
+            alike.append([node for node in nodes if layout.is_alike(node)])
+            if not alike[-1]:
                 found = Layout.of(nodes[0].meta["val"])
                 return match.refused(Stage.CHECK, "layout", str(layout), str(found), nodes[0])
-        alike = [
-            [node for node in nodes if layout.is_alike(node)]
-            for nodes, layout in zip(holders, trace.outputs, strict=True)
-        ]
         site = Site(match, trace, inputs, self.tight_cone(match, alike))
         return _stray(site, cone) or _broken_constraint(site) or site
 
@@ -201,7 +200,7 @@ class Checker:
         """The pattern traced on such inputs; traced once for each kind of site."""
         scalars = match.scalars
         hints = {symbol: self.sizes.hint(symbol) for symbol in sorted(_symbols(layouts), key=str)}
-        literals = tuple((name, type(value), repr(value)) for name, value in scalars.items())
+        literals = typed(tuple(scalars.items()))
         key = (match.pattern, match.variant, tuple(layouts.items()), literals, tuple(hints.items()))
         if key not in self.traces:
             self.traces[key] = _trace(match.pattern, match.variant, layouts, scalars, hints)

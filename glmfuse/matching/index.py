@@ -7,7 +7,7 @@ is still there to be chosen by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from glmfuse.canonicalize import GETITEM, INPUT, Canonical, Op, Term, terms_in
@@ -62,11 +62,3 @@ class Index:
         self.by_op.setdefault(definition.term.op, []).append(definition)
         for source in dict.fromkeys(terms_in(definition.term.args)):
             self.users.setdefault(source, []).append(definition)
-
-    def values(self) -> Iterator[Term]:
-        """Every value, in the order of the graph."""
-        return iter(self.definitions)
-
-    def counts(self) -> Mapping[Op, int]:
-        """How often each operator occurs."""
-        return {op: len(found) for op, found in self.by_op.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +11,7 @@ from torch._ops import OpOverload
 
 from glmfuse.canonicalize import Arg, Op, Term
 from glmfuse.matching.pattern import Pattern, Variant
-
-
-class Stage(enum.IntEnum):
-    """How far a pattern came at an anchor; the report keeps the furthest."""
-
-    STRUCTURE = 0
-    CHECK = 1
-    CONSTRAINT = 2
-    KERNEL = 3
-    ESCAPE = 4
-    OVERLAP = 5
-    CYCLE = 6
-    CHOSEN = 7
+from glmfuse.report.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

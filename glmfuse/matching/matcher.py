@@ -11,8 +11,9 @@ import torch
 
 from glmfuse.canonicalize import INPUT, Op, Term, describe_op
 from glmfuse.matching.index import Definition, Index
-from glmfuse.matching.match import Finding, Match, Mismatch, Stage
+from glmfuse.matching.match import Finding, Match, Mismatch
 from glmfuse.matching.search import Capture, Free, Literal, SearchGraph, Spec
+from glmfuse.report.stage import Stage
 
 Todo = tuple[tuple[Term, Any], "Todo"] | None
 COMMUTATIVE = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor})

@@ -10,9 +10,10 @@ import networkx as nx
 from torch import fx
 
 from glmfuse.matching.independent import heaviest
-from glmfuse.matching.match import Mismatch, Stage
+from glmfuse.matching.match import Mismatch
 from glmfuse.matching.order import kept_order
 from glmfuse.matching.select import Candidate
+from glmfuse.report.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

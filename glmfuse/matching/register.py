@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from glmfuse.canonicalize import INPUT, Term, terms_in
+from glmfuse.canonicalize import INPUT, Term
 from glmfuse.canonicalize.schema import is_function_of_values, is_pure
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
@@ -207,6 +207,3 @@ def _unused_scalars(made: Pattern, variant: Variant) -> set[str]:
         return set()
     full = captured_names(search_graph(made, _variant(made, frozenset()), EXAMPLE_DTYPE))
     return set(full - captured_names(search_graph(made, variant, EXAMPLE_DTYPE)))
-
-
-__all__ = ["pattern", "terms_in"]

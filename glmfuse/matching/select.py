@@ -10,8 +10,9 @@ from torch._ops import OpOverload
 
 from glmfuse.matching.check import Layout, Site
 from glmfuse.matching.escape import Escape, Footprint, compute_nodes, footprint
-from glmfuse.matching.match import Mismatch, Stage
+from glmfuse.matching.match import Mismatch
 from glmfuse.matching.pattern import Pattern, Variant
+from glmfuse.report.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

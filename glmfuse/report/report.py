@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final
 
+from glmfuse.report.stage import Stage
+
 SCHEMA_VERSION: Final = 1
 """Version of the JSON form; grows when a field changes its meaning or goes away."""
 
@@ -164,8 +166,5 @@ class Report:
         return to_json(self)
 
 
-_STAGES = ("STRUCTURE", "CHECK", "CONSTRAINT", "KERNEL", "ESCAPE", "OVERLAP", "CYCLE", "CHOSEN")
-
-
 def _reach(row: Row) -> tuple[int, float]:
-    return _STAGES.index(row.stage), row.matched_terms / max(row.total_terms, 1)
+    return Stage[row.stage], row.matched_terms / max(row.total_terms, 1)
