@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from glmfuse.lowering.target import Kernel, Target
     from glmfuse.matching.pattern import require
     from glmfuse.matching.register import pattern
+    from glmfuse.matching.select import Gain
 
-__all__ = ["GlmfuseError", "Kernel", "Options", "Report", "Target", "explain", "pattern", "require"]
+__all__ = ["Gain", "GlmfuseError", "Kernel", "Options", "Report", "Target", "explain", "pattern", "require"]
 
 _LAZY = {
     "explain": "glmfuse.dry_run",
     "pattern": "glmfuse.matching.register",
     "require": "glmfuse.matching.pattern",
+    "Gain": "glmfuse.matching.select",
     "Kernel": "glmfuse.lowering.target",
     "Target": "glmfuse.lowering.target",
 }

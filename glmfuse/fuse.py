@@ -85,7 +85,7 @@ def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, re
     found.sites = [site for site in found.sites if site.match.pattern.name in wanted]
     found.misses = [miss for miss in found.misses if miss.pattern.name in wanted]
     with report.timed("select"):
-        candidates, refused = select(found.sites, fusion.targets)
+        candidates, refused = select(found.sites, fusion.targets, fusion.options.launch_us)
     with report.timed("plan"):
         planned = plan(graph, candidates)
     fuel = fusion.options.fuel

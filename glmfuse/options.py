@@ -12,6 +12,8 @@ from glmfuse.errors import OptionError
 
 REPORT_VARIABLE = "GLMFUSE_REPORT"
 CONSOLE = "-"
+LAUNCH_US = 2.0
+"""The least device start that PyPTO's cost model gives a kernel; what the host adds is not in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Options:
     expect: pattern name to the number of matched sites that every captured graph must have.
     verify: run the original subgraph beside each fused site on every call and compare.
     report: a folder that gets each graph's report, "-" for text on the console, or a Report to fill.
+    launch_us: microseconds that a kernel launch is held to cost beside its time on the cores, when sites
+        are chosen: a site that does not gain is not fused.
     fuel: fuse only the first n sites of each graph, to bisect a wrong result.
     engine_options: passed on to the engine.
     """
@@ -38,6 +42,7 @@ class Options:
     expect: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     verify: bool = False
     report: Any = None
+    launch_us: float = LAUNCH_US
     fuel: int | None = None
     engine_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -134,6 +139,12 @@ def _count(name: str, value: Any) -> int | None:
     raise OptionError(f"option {name!r} takes a number of sites, 0 or more, not {value!r}.")
 
 
+def _duration(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise OptionError(f"option {name!r} takes microseconds, 0 or more, not {value!r}.")
+    return float(value)
+
+
 def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return MappingProxyType(dict(value))
@@ -149,6 +160,7 @@ _READERS = {
     "expect": _counts,
     "verify": _flag,
     "report": _report,
+    "launch_us": _duration,
     "fuel": _count,
     "engine_options": _mapping,
 }

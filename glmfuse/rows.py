@@ -102,7 +102,7 @@ def _chosen(candidate: Candidate) -> Row:
         match.anchor.node,
         match=match,
         target=candidate.target,
-        gain=candidate.gain,
+        gain=candidate.gain.saved,
         replaced=len(candidate.footprint.owned),
     )
 
@@ -118,7 +118,7 @@ def _missed(miss: Mismatch, status: str, match: Match | None = None, candidate: 
         code=finding.code,
         expected=finding.expected,
         found=finding.found,
-        gain=candidate.gain if candidate is not None else 0.0,
+        gain=candidate.gain.saved if candidate is not None else 0.0,
         matched_terms=miss.matched,
         total_terms=miss.total,
     )

@@ -66,7 +66,7 @@ def test_the_whole_backend_changes_no_bit(phase: Any) -> None:
     ("options", "message"),
     [
         ({"engin": "eager"}, "unknown option: 'engin'. Valid: disable, engine,"),
-        ({"disable": ("rmsnorm",)}, "unknown pattern in option 'disable': 'rmsnorm'. Valid: gate_topk,"),
+        ({"disable": ("rmsnorm",)}, "unknown pattern in option 'disable': 'rmsnorm'. Valid: add_rms_norm,"),
         ({"only": ("x", "y")}, "'x', 'y'"),
         ({"expect": {"gate": 1}}, "unknown pattern in option 'expect': 'gate'"),
         ({"expect": {"gate_topk": -1}}, "takes counts"),
@@ -226,7 +226,7 @@ def test_a_kernel_that_refuses_says_why_and_the_next_target_takes_the_site() -> 
     torch._dynamo.reset()
     report = Report()
     compiled(model, targets=(target, "reference"), report=report)(**prefill(model))
-    assert report.count("chosen")["rms_norm"] == 5
+    assert report.count("chosen")["add_rms_norm"] == 5
 
 
 def test_expect_fails_the_compile_with_the_count_and_the_closest_miss() -> None:

@@ -58,7 +58,7 @@ def test_explain_a_config_without_its_weights(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     (graph,) = json.loads(done.stdout)["graphs"]
     chosen = {name: counts["chosen"] for name, counts in graph["counts"].items()}
-    assert (chosen["norm_qkv_rope"], chosen["gate_topk"], chosen["swiglu_mlp"], chosen["rms_norm"]) == (4, 1, 4, 5)
+    assert (chosen["norm_qkv_rope"], chosen["gate_topk"], chosen["swiglu_mlp"], chosen["add_rms_norm"]) == (4, 1, 4, 5)
 
 
 def test_explain_a_prefill(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_all_layers_of_glm_45_at_full_size_in_little_memory(config: Path) -> Non
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=True)
     (graph,) = json.loads(done.stdout)["graphs"]
     chosen = {name: counts["chosen"] for name, counts in graph["counts"].items()}
-    expected = {"norm_qkv_rope": 92, "gate_topk": 89, "swiglu_mlp": 92, "rms_norm": 93}
+    expected = {"norm_qkv_rope": 92, "gate_topk": 89, "swiglu_mlp": 92, "add_rms_norm": 93}
     assert {name: chosen[name] for name in expected} == expected
     peak_kib = int(done.stderr.split()[-1])
     assert peak_kib < 3 * 2**20, f"{peak_kib / 2**20:.2f} GiB"

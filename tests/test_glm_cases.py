@@ -19,7 +19,7 @@ EXPECTED = {
     "norm_qkv_rope": LAYERS,
     "gate_topk": LAYERS - DENSE,
     "swiglu_mlp": LAYERS,
-    "rms_norm": LAYERS + 1,
+    "add_rms_norm": LAYERS + 1,
 }
 """Fused sites: every layer's front, router and MLP or shared expert; each second norm and the last."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_merged_weights_match_fully(variant: str, phase: Any, dtype: torch.dtype
 def test_batch_of_one(tokens: int) -> None:
     model = tiny(torch.bfloat16)
     check_fused(capture(model, input_ids=huggingface.random_tokens(model, 1, tokens))[0])
+
+
+@pytest.mark.parametrize("phase", [prefill, decode_static])
+def test_a_router_in_fp32_beside_a_half_model(phase: Any) -> None:
+    model = copy.deepcopy(tiny(torch.bfloat16))
+    for layer in model.model.layers:
+        if hasattr(layer.mlp, "gate"):
+            layer.mlp.gate.float()
+    report = check_fused(capture(model, **phase(model))[0])
+    fused = {row.variant for row in report.rows() if row.pattern == "gate_topk" and row.status == "chosen"}
+    assert all("w=torch.float32" in variant for variant in fused), fused
 
 
 def test_two_lengths_in_one_process() -> None:

@@ -32,7 +32,7 @@ def test_text_counts_and_names_the_target() -> None:
     (row,) = [line for line in lines if line.strip().startswith("norm_qkv_rope")]
     assert row.split() == ["norm_qkv_rope", "4", "4", "0", "0", "reference"]
     (row,) = [line for line in lines if line.strip().startswith("rms_norm")]
-    assert row.split() == ["rms_norm", "17", "5", "12", "0", "reference"]
+    assert row.split() == ["rms_norm", "17", "0", "17", "0"]
 
 
 def test_json_keeps_its_schema() -> None:
@@ -45,7 +45,7 @@ def test_json_keeps_its_schema() -> None:
     assert set(graph) == {
         "index", "engine", "targets", "notes", "seconds", "counts", "verified", "bodies",
     }  # fmt: skip
-    assert graph["counts"]["rms_norm"] == {"matched": 17, "chosen": 5, "absorbed": 12}
+    assert graph["counts"]["rms_norm"] == {"matched": 17, "chosen": 0, "absorbed": 17}
     (body,) = graph["bodies"]
     assert set(body) == {"name", "calls", "nodes_captured", "nodes_fused", "rows"}
     assert set(body["rows"][0]) == {field.name for field in fields(Row)} == {
@@ -70,7 +70,7 @@ def test_a_folder_gets_every_form_and_keeps_what_lies_there(tmp_path: Path) -> N
     )
     graph = nx.read_graphml(tmp_path / "graph-0.graphml")
     patterns = {data["pattern"] for _, data in graph.nodes(data=True)}
-    assert {"norm_qkv_rope", "gate_topk", "swiglu_mlp", "rms_norm", ""} <= patterns
+    assert {"norm_qkv_rope", "gate_topk", "swiglu_mlp", "add_rms_norm", ""} <= patterns
     assert json.loads((tmp_path / "graph-0.json").read_text())["counts"]["gate_topk"]["chosen"] == 3
     assert "torch.ops.glmfuse.gate_topk" in (tmp_path / "graph-0.fused.txt").read_text()
 

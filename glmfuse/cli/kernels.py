@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmfuse.cli.quiet import Steps
 from glmfuse.errors import OptionError, UnavailableError
 
-_BLIND = (
-    "simulated by PyPTO's cost model for 24 cube and 48 vector cores, not measured on a chip: it knows no launch "
-    "cost, no memory bandwidth shared by cores, and charges vector arithmetic by default tables"
-)
+if TYPE_CHECKING:
+    from glmfuse.lowering.pypto.timing import Timing
 
 
 def list_kernels() -> int:
@@ -49,30 +47,41 @@ def check_kernels(name: str | None, shape: str, tokens: Sequence[int]) -> int:
 
 def time_kernels(name: str | None, shape: str, tokens: Sequence[int], *, as_json: bool, trace: str | None) -> int:
     """Print each kernel's simulated time; with `trace`, write the tasks of the last one for Perfetto."""
-    from glmfuse.lowering.pypto.checking import simulate
+    from glmfuse.lowering.pypto.timing import BLIND, Simulator
 
     points = list(_points(name, shape, tokens))
+    simulator = Simulator()
     rows = []
     with Steps(len(points)) as step:
         for kernel, count in points:
             step(f"{kernel} at {count} tokens")
-            rows.append(simulate(kernel, shape, count, trace=trace is not None))
+            rows.append(simulator.time(kernel, shape, count, trace=trace is not None))
     if trace is not None:
         Path(trace).write_text(json.dumps(_perfetto(rows[-1].simulation.timeline)))
     if as_json:
-        print(json.dumps({"note": _BLIND, "rows": [asdict(row) for row in rows]}, indent=1))
+        print(json.dumps({"note": BLIND, "rows": [asdict(row) for row in rows]}, indent=1))
         return 0
-    heads = f"{'AICore us':>11}{'with start':>12}{'AIC tasks/cores':>17}{'AIV':>9}{'floor us':>10}"
-    print(f"{'kernel':<16}{'tokens':>7}{heads}")
+    print(f"{'':<23}{'AICore us, L1':>14}{'with':>8}{'tasks/cores':>18}{'floors us':>15}{'apart':>20}")
+    print(
+        f"{'kernel':<16}{'tokens':>7}{'half':>7}{'whole':>7}{'start':>8}{'AIC':>9}{'AIV':>9}"
+        f"{'stages':>8}{'bytes':>7}{'us':>8}{'kernels':>8}{'x':>5}"
+    )
     for row in rows:
-        found = row.simulation
-        cube, vector = (f"{found.tasks[kind]}/{found.cores[kind]}" for kind in ("AIC", "AIV"))
-        total = found.window + found.start
-        print(
-            f"{row.pattern:<16}{row.tokens:>7}{found.window:>11.1f}{total:>12.1f}{cube:>17}{vector:>9}{row.floor:>10.1f}"
-        )
-    print(f"{shape}: {_BLIND}")
+        print(_timed(row))
+    print(f"{shape}: {BLIND}")
+    print("floors: the longest path of tasks with the least wait between stages; inputs and outputs at full bandwidth")
+    print("apart: the kernels that it replaces, one after another, without launches; x: how many times as long")
     return 0
+
+
+def _timed(row: Timing) -> str:
+    found = row.simulation
+    cube, vector = (f"{found.tasks[kind]}/{found.cores[kind]}" for kind in ("AIC", "AIV"))
+    apart = f"{row.sum_apart:>8.1f}{len(row.apart):>8}{row.sum_apart / found.window:>5.1f}" if row.apart else ""
+    return (
+        f"{row.pattern:<16}{row.tokens:>7}{found.window:>7.1f}{row.whole_l1:>7.1f}{found.window + found.start:>8.1f}"
+        f"{cube:>9}{vector:>9}{row.stages_floor:>8.1f}{row.bytes_floor:>7.1f}{apart}"
+    )
 
 
 def _points(name: str | None, shape: str, tokens: Sequence[int]) -> Iterator[tuple[str, int]]:

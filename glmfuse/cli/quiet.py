@@ -37,7 +37,7 @@ class Steps:
     def __call__(self, name: str) -> None:
         """Start the next step."""
         if self._bar is not None:
-            self._bar.set_description_str(name)
+            self._bar.set_description_str(name, refresh=False)
             self._bar.update(1)
 
     def __enter__(self) -> Steps:

@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from glmfuse.matching.pattern import Pattern
 from glmfuse.matching.register import reference_function
-from glmfuse.matching.select import Request
+from glmfuse.matching.select import Gain, Request
 
 
 def takes_all(request: Request) -> str | None:
@@ -21,9 +21,9 @@ def takes_all(request: Request) -> str | None:
     return None
 
 
-def saved_launches(request: Request) -> float:
+def saved_launches(request: Request) -> Gain:
     """`gain` of a kernel that is one launch: the launches of the operators that it replaces, less one."""
-    return request.compute_nodes - 1
+    return Gain.of_launches(request.compute_nodes, request.launch_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +32,18 @@ class Kernel:
 
     fn: called with the pattern's arguments by name, None for what is absent; returns fresh tensors laid
     out as the pattern function's. supports: None, or why the kernel does not take a site. gain: what
-    fusing saves there, in launches or their worth.
+    fusing saves there.
     """
 
     fn: Callable[..., Any]
     supports_fn: Callable[[Request], str | None] = takes_all
-    gain_fn: Callable[[Request], float] = saved_launches
+    gain_fn: Callable[[Request], Gain] = saved_launches
 
     def supports(self, request: Request) -> str | None:
         """None when the kernel takes the site, otherwise the reason."""
         return self.supports_fn(request)
 
-    def gain(self, request: Request) -> float:
+    def gain(self, request: Request) -> Gain:
         """What fusing the site saves."""
         return self.gain_fn(request)
 

@@ -19,6 +19,7 @@ from glmfuse.matching import dims as dims_of
 
 NAMESPACE = "glmfuse"
 _SCALARS = {float: "float", int: "int", bool: "bool"}
+Case = Mapping[str, int | torch.dtype]
 _as_ops: contextvars.ContextVar[bool] = contextvars.ContextVar("glmfuse_patterns_as_ops", default=False)
 
 
@@ -61,15 +62,19 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to call a pattern: which optional tensors are there, which flags are set, which sizes fixed."""
+    """One way to call a pattern: which optional tensors are there, which flags are set, what is fixed.
+
+    sizes: symbols of sizes. dtypes: tensors that do not have the model's dtype.
+    """
 
     absent: frozenset[str] = frozenset()
     flags: tuple[tuple[str, bool], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
+    dtypes: tuple[tuple[str, torch.dtype], ...] = ()
 
     def __str__(self) -> str:
         words = [f"no {name}" for name in sorted(self.absent)]
-        words += [f"{name}={value}" for name, value in (*self.flags, *self.sizes)]
+        words += [f"{name}={value}" for name, value in (*self.flags, *self.sizes, *self.dtypes)]
         return ", ".join(words) or "full"
 
 
@@ -79,7 +84,7 @@ class Pattern:
 
     parameters: the function's arguments in order. together: optional tensors that come and go as one.
     examples: sizes of symbols for the two traces, where unlike primes do not do.
-    cases: sizes that make the function another graph, each with its own search graph.
+    cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
     dtypes: tensors whose dtype is not the model's. unordered: the last axis of its outputs is in no order,
     the same for all. level: 0, or one more than the highest pattern called.
     """
@@ -89,7 +94,7 @@ class Pattern:
     parameters: tuple[Parameter, ...]
     together: tuple[tuple[str, ...], ...]
     examples: tuple[Mapping[str, int], Mapping[str, int]]
-    cases: tuple[Mapping[str, int], ...]
+    cases: tuple[Case, ...]
     dtypes: Mapping[str, torch.dtype]
     where: str
     unordered: bool = False

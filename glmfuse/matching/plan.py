@@ -34,7 +34,7 @@ def plan(graph: fx.Graph, candidates: Sequence[Candidate]) -> Plan:
         cycle = _cycle(graph, chosen)
         if cycle is None:
             break
-        guilty = min((node for node in cycle if isinstance(node, Candidate)), key=lambda item: item.gain)
+        guilty = min((node for node in cycle if isinstance(node, Candidate)), key=lambda item: item.gain.saved)
         usable.remove(guilty)
         rejected.append(
             guilty.site.match.refused(Stage.CYCLE, "cycle", "no way out of the site and back in", _witness(cycle))
@@ -50,7 +50,7 @@ def plan(graph: fx.Graph, candidates: Sequence[Candidate]) -> Plan:
 def _without_overlaps(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[tuple[Candidate, Candidate]]]:
     """The candidates to keep, and each other one with a kept one in its way."""
     conflicts = nx.Graph()  # over positions: numbers are walked in one order in every run
-    conflicts.add_nodes_from((index, {"gain": item.gain}) for index, item in enumerate(candidates))
+    conflicts.add_nodes_from((index, {"gain": item.gain.saved}) for index, item in enumerate(candidates))
     owners: dict[fx.Node, list[int]] = {}
     for index, item in enumerate(candidates):
         for node in item.footprint.owned:

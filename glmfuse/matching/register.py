@@ -15,6 +15,7 @@ from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
 from glmfuse.matching.pattern import (
     NAMESPACE,
+    Case,
     Parameter,
     Pattern,
     Variant,
@@ -24,7 +25,15 @@ from glmfuse.matching.pattern import (
     read_parameters,
     schema,
 )
-from glmfuse.matching.search import Traced, captured_names, example_trace, live_terms, search_graph, variants
+from glmfuse.matching.search import (
+    Traced,
+    captured_names,
+    example_trace,
+    live_terms,
+    search_graph,
+    variant_of,
+    variants,
+)
 
 EXAMPLE_DTYPE = torch.bfloat16
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -36,7 +45,7 @@ def pattern(
     dims: Mapping[str, str],
     together: Iterable[str] = (),
     examples: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
-    cases: tuple[Mapping[str, int], ...] = ({},),
+    cases: tuple[Case, ...] = ({},),
     dtypes: Mapping[str, torch.dtype] | None = None,
     unordered: bool = False,
 ) -> Callable[[Callable[..., Any]], Pattern]:
@@ -44,8 +53,9 @@ def pattern(
 
     dims: the sizes of each tensor argument, `{"x": "... H", "w": "O H"}`, and, where an int argument is
     a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
-    examples: sizes for the two traces where the function does not take any. cases: sizes at which it is
-    another graph, `({}, {"P": 0})`. dtypes: tensors that do not have the model's dtype. unordered: kernels
+    examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
+    tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
+    that never have it. unordered: kernels
     may permute the last axis of the outputs, of all alike. Raises PatternError, with the line, when the
     function is no pattern.
     """
@@ -93,7 +103,7 @@ def _define(made: Pattern) -> None:
 
 def _variant(made: Pattern, absent: frozenset[str]) -> Variant:
     flags = tuple((p.name, True) for p in made.parameters if p.kind == "bool")
-    return Variant(absent, flags, tuple(made.cases[0].items()))
+    return variant_of(absent, flags, made.cases[0])
 
 
 def _groups(made: Pattern) -> list[tuple[str, ...]]:

@@ -21,7 +21,7 @@ from glmfuse.canonicalize.term import describe_op
 from glmfuse.capture import Fresh, trace
 from glmfuse.errors import PatternError
 from glmfuse.matching import dims as dims_of
-from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
+from glmfuse.matching.pattern import Case, Pattern, Variant, patterns_as_ops
 
 _FLOATS = (0.01171875, 0.02734375)
 """Values of the first float argument in the two traces, exact in binary and in no pattern's text.
@@ -126,7 +126,7 @@ def example_trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which:
         p.name: fresh.empty(
             shape=dims_of.evaluate(p.sizes_without(variant.absent), values, which),
             stride=None,
-            dtype=pattern.dtypes.get(p.name, dtype),
+            dtype={**pattern.dtypes, **dict(variant.dtypes)}.get(p.name, dtype),
             device=torch.device("cpu"),
         )
         for p in pattern.parameters
@@ -157,7 +157,14 @@ def variants(pattern: Pattern) -> Iterator[Variant]:
     for absent in sorted(pattern.overloads, key=lambda names: (len(names), sorted(names))):
         for values in itertools.product((True, False), repeat=len(flags)):
             for case in pattern.cases:
-                yield Variant(absent, tuple(zip(flags, values, strict=True)), tuple(case.items()))
+                yield variant_of(absent, tuple(zip(flags, values, strict=True)), case)
+
+
+def variant_of(absent: frozenset[str], flags: tuple[tuple[str, bool], ...], case: Case) -> Variant:
+    """The variant of one case, whose sizes and dtypes are told apart by their kind."""
+    sizes = tuple((name, size) for name, size in case.items() if isinstance(size, int))
+    dtypes = tuple((name, dtype) for name, dtype in case.items() if isinstance(dtype, torch.dtype))
+    return Variant(absent, flags, sizes, dtypes)
 
 
 @cache

@@ -20,7 +20,8 @@ class Request:
     """What a kernel is asked to take: a pattern at one kind of site.
 
     tensors: the layout of each tensor argument that is there. outputs: what must come out.
-    compute_nodes: how many operators of the graph the site replaces. unlike: an operator that the pattern
+    compute_nodes: how many operators of the graph the site replaces. launch_us: what a launch is held to
+    cost, in microseconds. unlike: an operator that the pattern
     function calls on other layouts than the graph does, if there is one: the last bit may differ then.
     """
 
@@ -30,7 +31,33 @@ class Request:
     scalars: Mapping[str, Any]
     outputs: tuple[Layout, ...]
     compute_nodes: int
+    launch_us: float
     unlike: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a site takes with and without its fusion, in microseconds, every launch included.
+
+    fused: the kernel. separate: the operators or kernels that it replaces. basis: where the figures are from.
+    """
+
+    fused: float
+    separate: float
+    basis: str
+
+    @classmethod
+    def of_launches(cls, replaced: int, launch_us: float) -> Gain:
+        """Of one kernel for so many operators, by the launches alone."""
+        return cls(launch_us, replaced * launch_us, "by launches alone")
+
+    @property
+    def saved(self) -> float:
+        """Microseconds that fusing saves; only above 0 is a site fused."""
+        return self.separate - self.fused
+
+    def __str__(self) -> str:
+        return f"{self.fused:.1f} us fused, {self.separate:.1f} us apart ({self.basis})"
 
 
 class Kernel(Protocol):
@@ -39,8 +66,8 @@ class Kernel(Protocol):
     def supports(self, request: Request) -> str | None:
         """None when the kernel takes it, otherwise the reason why not, with the number that exceeds."""
 
-    def gain(self, request: Request) -> float:
-        """What fusing saves, in kernel launches or their worth; only above 0 is a site fused."""
+    def gain(self, request: Request) -> Gain:
+        """What fusing saves."""
 
 
 class Target(Protocol):
@@ -65,19 +92,22 @@ class Candidate:
     site: Site
     target: str
     op: OpOverload
-    gain: float
+    gain: Gain
     footprint: Footprint
 
 
-def select(sites: Iterable[Site], targets: Sequence[Target]) -> tuple[list[Candidate], list[Mismatch]]:
+def select(
+    sites: Iterable[Site], targets: Sequence[Target], launch_us: float
+) -> tuple[list[Candidate], list[Mismatch]]:
     """For each site the first target whose kernel takes it and gains, or why there is none.
 
-    A refusal has the code "gain" where no kernel would gain and none was refused for another reason.
+    A refusal has the code "loss" where fusing would take longer, "gain" where it would gain nothing, unless
+    a kernel was refused for another reason.
     """
     candidates: list[Candidate] = []
     refused: list[Mismatch] = []
     for site in sites:
-        chosen = _first_target(site, targets)
+        chosen = _first_target(site, targets, launch_us)
         if isinstance(chosen, Mismatch):
             refused.append(chosen)
             continue
@@ -92,8 +122,8 @@ def select(sites: Iterable[Site], targets: Sequence[Target]) -> tuple[list[Candi
     return candidates, refused
 
 
-def _first_target(site: Site, targets: Sequence[Target]) -> tuple[Target, float] | Mismatch:
-    request = request_of(site)
+def _first_target(site: Site, targets: Sequence[Target], launch_us: float) -> tuple[Target, Gain] | Mismatch:
+    request = request_of(site, launch_us)
     reasons: list[str] = []
     code = "gain"
     for target in targets:
@@ -103,17 +133,20 @@ def _first_target(site: Site, targets: Sequence[Target]) -> tuple[Target, float]
         elif (reason := kernel.supports(request)) is not None:
             reasons.append(f"{target.name}: {reason}")
             code = "kernel"
-        elif not (gain := kernel.gain(request)) > 0:
-            reasons.append(f"{target.name}: fusing gains {gain:g}")
+        elif not (gain := kernel.gain(request)).saved > 0:
+            reasons.append(f"{target.name}: {gain}")
+            code = "loss" if gain.saved < 0 and code == "gain" else code
         else:
             return target, gain
     reason = "; ".join(reasons) or "no target is enabled"
     return site.match.refused(Stage.KERNEL, code, "a kernel that takes the site and gains", reason)
 
 
-def request_of(site: Site) -> Request:
+def request_of(site: Site, launch_us: float) -> Request:
     """The site as its kernels are asked about it."""
     tensors = {name: Layout.of(node.meta["val"]) for name, node in site.inputs.items() if node is not None}
     match, outputs = site.match, site.trace.outputs
     replaced = compute_nodes(site.cone)
-    return Request(match.pattern, match.variant, tensors, match.scalars, outputs, replaced, site.unlike_calls())
+    return Request(
+        match.pattern, match.variant, tensors, match.scalars, outputs, replaced, launch_us, site.unlike_calls()
+    )

@@ -1,6 +1,7 @@
 """Every pattern that glmfuse looks for; a pattern not in PATTERNS does not exist."""
 
 from glmfuse.matching.pattern import Pattern
+from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
@@ -13,6 +14,7 @@ from glmfuse.patterns.swiglu_mlp import swiglu_mlp
 PATTERNS: tuple[Pattern, ...] = (
     linear,
     rms_norm,
+    add_rms_norm,
     rotary,
     swiglu,
     route_topk,

@@ -15,7 +15,12 @@ _SIZES = (
 )
 
 
-@pattern(dims={"x": "T H", "w": "n_group*M H", "bias": "n_group*M"}, examples=_SIZES, unordered=True)
+@pattern(
+    dims={"x": "T H", "w": "n_group*M H", "bias": "n_group*M"},
+    examples=_SIZES,
+    cases=({}, {"w": torch.float32}),  # a router may be stored in fp32 beside a half model, as in vLLM
+    unordered=True,
+)
 def gate_topk(
     x: Tensor,
     w: Tensor,

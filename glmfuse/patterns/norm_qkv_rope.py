@@ -7,6 +7,7 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
+from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
@@ -59,8 +60,10 @@ def norm_qkv_rope(
     head_dim], k and v [batch, kv heads, tokens, head_dim], and with a residual the sum of the two.
     One eps serves all norms. Source: Glm4MoeDecoderLayer and Glm4MoeAttention of transformers.
     """
-    total = x if residual is None else x + residual
-    hidden = rms_norm(total, w_norm, eps)
+    if residual is None:
+        total, hidden = None, rms_norm(x, w_norm, eps)
+    else:
+        hidden, total = add_rms_norm(x, residual, w_norm, eps)
     if w_k is None:
         widths = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
         q, k, v = linear(hidden, w_q, b_q).split(widths, dim=-1)
@@ -73,7 +76,7 @@ def norm_qkv_rope(
         q, k = rms_norm(q, w_q_norm, eps), rms_norm(k, w_k_norm, eps)
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
     heads = rotary(q, cos, sin), rotary(k, cos, sin), v
-    return heads if residual is None else (*heads, total)
+    return heads if total is None else (*heads, total)
 
 
 @norm_qkv_rope.constraint

@@ -30,7 +30,7 @@ class Row:
     status: chosen (fused), absorbed (part of a chosen site), matched (proven, but not fused) or missed.
     stage: the furthest stage reached. code, expected, found: why it went no further. node, source: the
     captured node and the model's line. target, gain, scalars, replaced: of a chosen site, its target,
-    what fusing saves, its captured arguments, and how many captured nodes it replaces.
+    the microseconds that fusing is held to save, its captured arguments, and how many captured nodes it replaces.
     """
 
     pattern: str

@@ -8,7 +8,7 @@ import pypto
 def build_too_wide(width: int) -> Any:
     """One row of this many fp32 does not fit the unified buffer: a pass refuses it."""
 
-    @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
+    @pypto.frontend.jit()
     def too_wide(x: pypto.Tensor([], pypto.DT_FP32), y: pypto.Tensor([], pypto.DT_FP32)):
         pypto.set_vec_tile_shapes(1, width)
         y[0:, 0:] = pypto.mul(pypto.exp(x), pypto.exp(pypto.mul(x, 2.0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glmfuse import Kernel, Target, pattern
+from glmfuse import Gain, Kernel, Target, pattern
 
 
 @pattern(dims={"x": "... H", "y": "... H", "z": "... H"})
@@ -39,7 +39,7 @@ TOYS = (toy_mul_add, toy_add_tanh, toy_tanh_exp, toy_sin_cos)
 def target(**gains: float) -> Target:
     """A target whose kernels are the toys' functions, with these gains; patterns not named have none."""
     kernels = {
-        toy.name: Kernel(toy.function, gain_fn=lambda request, gain=gains[toy.name]: gain)
+        toy.name: Kernel(toy.function, gain_fn=lambda request, gain=gains[toy.name]: Gain(0.0, gain, "as given"))
         for toy in TOYS
         if toy.name in gains
     }

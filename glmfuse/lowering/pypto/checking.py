@@ -1,4 +1,4 @@
-"""Kernels against their pattern functions, and their time in the cost model: what the command line shows."""
+"""Kernels against their pattern functions: compiled through all passes, their numbers by the interpreter."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import arguments, geometry
-from glmfuse.lowering.pypto.launch.launch import checked, interpret, request_of
-from glmfuse.lowering.pypto.process import Mode, Simulation, run
+from glmfuse.lowering.pypto.launch.launch import interpret
+from glmfuse.lowering.pypto.process import Mode
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
 from glmfuse.patterns import PATTERNS
@@ -41,17 +41,6 @@ class Check:
         return not self.failure and self.error <= self.allowed
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One kernel at one shape in the cost model; floor: its bytes at the chip's memory bandwidth, in us."""
-
-    pattern: str
-    shape: str
-    tokens: int
-    simulation: Simulation
-    floor: float
-
-
 def check(pattern: str, shape: str, tokens: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Check:
     """Compile a kernel through all passes and compare its numerics with the pattern function's."""
     allowed = KERNEL_RELATIVE_L2[dtype]
@@ -68,20 +57,10 @@ def distance(pattern: str, found: Any, values: Mapping[str, Any]) -> float:
     """The relative L2 error of the worst output; infinite where a router chose other experts without a tie."""
     expected = _FUNCTIONS[pattern](**values)
     ours, theirs = _tuple(found), _tuple(expected)
-    if pattern == "gate_topk":
+    if pattern in ("gate_topk", "route_topk"):
         return _router_distance(ours, theirs, values)
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not _is_one_rounding(a, b)]
     return max((_relative(a, b) for a, b in pairs), default=0.0)
-
-
-def simulate(pattern: str, shape: str, tokens: int, *, trace: bool = False) -> Timing:
-    """Run a kernel in bf16 through the cost model; KernelError when it does not compile."""
-    launch = KERNELS[pattern].launch(ASCEND_910B, **arguments(pattern, geometry(shape), tokens, torch.bfloat16))
-    outcome = checked(run(request_of(launch, Mode.SIMULATE, trace=trace)), launch, Mode.SIMULATE)
-    assert outcome.simulation is not None
-    moved = sum(tensor.numel() * tensor.element_size() for tensor in launch.inputs)
-    moved += sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in launch.outputs)
-    return Timing(pattern, shape, tokens, outcome.simulation, moved / ASCEND_910B.bandwidth * 1e6)
 
 
 def _tuple(result: Any) -> tuple[Tensor, ...]:
@@ -106,10 +85,10 @@ def _is_one_rounding(ours: Tensor, theirs: Tensor) -> bool:
 
 def _router_distance(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], values: Mapping[str, Any]) -> float:
     """Experts come in no order; ids must agree but where two scores are as good as equal."""
-    experts = values["w"].shape[0]
+    experts = values["bias"].shape[0]
     spread = [torch.zeros(len(ids), experts).scatter(1, ids, weights) for weights, ids in (ours, theirs)]
     differs = ((spread[0] != 0) != (spread[1] != 0)).any(-1)
-    logits = values["x"].double() @ values["w"].double().t()
+    logits = values["logits"].double() if "logits" in values else values["x"].double() @ values["w"].double().t()
     scores = (logits.sigmoid() + values["bias"].double()).sort(-1, descending=True).values
     gap = scores[:, values["top_k"] - 1] - scores[:, values["top_k"]]
     if bool((differs & (gap > _TIE)).any()):

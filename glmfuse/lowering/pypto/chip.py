@@ -13,9 +13,11 @@ class Chip:
     """An AI core's memories in bytes, and the cores of the SoC.
 
     ub: unified buffer of a vector core. l1, l0a, l0b, l0c: buffers of a cube core. cube_cores and
-    vector_cores: AIC and AIV. tail: bytes that the last axis of a vector tile is a multiple of.
+    vector_cores: AIC and AIV. l1_share: part of L1 that tiles may take; half leaves room for double
+    buffering. tail: bytes that the last axis of a vector tile is a multiple of.
     bandwidth: bytes a second to and from device memory. cycles_*: PyPTO's cost model, in its cycles: a copy
-    into L1, each byte of it, each byte into L0, and the release of a task.
+    into L1, each byte of it, each byte into L0, the release of a task, and the least time from the end of a
+    task to the start of one that waits for it.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Chip:
     cycles_byte: float
     cycles_byte_l0: float
     cycles_release: float
+    cycles_stage: float
+    l1_share: float = 0.5
 
 
 ASCEND_910B: Final = Chip(
@@ -51,4 +55,5 @@ ASCEND_910B: Final = Chip(
     cycles_byte=0.010452,
     cycles_byte_l0=0.008236,
     cycles_release=390.0,
+    cycles_stage=3470.0,
 )

@@ -81,8 +81,44 @@ def arguments(pattern: str, at: Geometry, tokens: int, dtype: torch.dtype, seed:
     return _ARGUMENTS[pattern](at, tokens, draw)
 
 
+def layouts(pattern: str, at: Geometry, tokens: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The same arguments as tensors without data."""
+
+    def draw(*shape: int, scale: float = 1.0, offset: float = 0.0, wide: bool = False) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float32 if wide else dtype, device="meta")
+
+    return _ARGUMENTS[pattern](at, tokens, draw)
+
+
 def _rms_norm(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     return {"x": draw(tokens, at.hidden), "w": draw(at.hidden, scale=0.2, offset=1.0), "eps": 1e-5}
+
+
+def _add_rms_norm(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    return {**_rms_norm(at, tokens, draw), "residual": draw(tokens, at.hidden)}
+
+
+def _linear(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    out = at.heads * at.head_dim
+    weight = draw(out, at.hidden, scale=at.hidden**-0.5)
+    return {"x": draw(tokens, at.hidden), "w": weight, "b": draw(out, scale=0.1)}
+
+
+def _rotary(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    angle = draw(1, 1, tokens, at.rotary // 2, scale=3.0, wide=True).repeat(1, 1, 1, 2)
+    dtype = draw(1).dtype
+    heads = draw(1, tokens, at.heads, at.head_dim).transpose(1, 2)
+    return {"x": heads, "cos": angle.cos().to(dtype), "sin": angle.sin().to(dtype)}
+
+
+def _swiglu(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    return {"gate": draw(tokens, at.inter), "up": draw(tokens, at.inter)}
+
+
+def _route_topk(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    routed = _gate_topk(at, tokens, draw)
+    logits = draw(tokens, at.experts, wide=True)
+    return {"logits": logits, **{name: routed[name] for name in routed if name not in ("x", "w")}}
 
 
 def _gate_topk(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
@@ -129,7 +165,12 @@ def _norm_qkv_rope(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
 
 
 _ARGUMENTS: Mapping[str, Callable[[Geometry, int, Draw], dict[str, Any]]] = {
+    "linear": _linear,
     "rms_norm": _rms_norm,
+    "add_rms_norm": _add_rms_norm,
+    "rotary": _rotary,
+    "swiglu": _swiglu,
+    "route_topk": _route_topk,
     "norm_qkv_rope": _norm_qkv_rope,
     "gate_topk": _gate_topk,
     "swiglu_mlp": _swiglu_mlp,

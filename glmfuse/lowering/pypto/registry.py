@@ -7,13 +7,22 @@ from types import MappingProxyType
 
 from glmfuse.lowering.pypto.launch.gate_topk import GATE_TOPK
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel
+from glmfuse.lowering.pypto.launch.linear import LINEAR
 from glmfuse.lowering.pypto.launch.norm_qkv_rope import NORM_QKV_ROPE
-from glmfuse.lowering.pypto.launch.rms_norm import RMS_NORM
+from glmfuse.lowering.pypto.launch.rms_norm import ADD_RMS_NORM, RMS_NORM
+from glmfuse.lowering.pypto.launch.rotary import ROTARY
+from glmfuse.lowering.pypto.launch.route_topk import ROUTE_TOPK
+from glmfuse.lowering.pypto.launch.swiglu import SWIGLU
 from glmfuse.lowering.pypto.launch.swiglu_mlp import SWIGLU_MLP
 
 KERNELS: Mapping[str, PyptoKernel] = MappingProxyType(
     {
+        "linear": LINEAR,
         "rms_norm": RMS_NORM,
+        "add_rms_norm": ADD_RMS_NORM,
+        "rotary": ROTARY,
+        "swiglu": SWIGLU,
+        "route_topk": ROUTE_TOPK,
         "norm_qkv_rope": NORM_QKV_ROPE,
         "gate_topk": GATE_TOPK,
         "swiglu_mlp": SWIGLU_MLP,

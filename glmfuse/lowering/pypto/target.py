@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.gain import gain
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.target import Kernel, Target
@@ -33,7 +34,7 @@ def not_by_default() -> str | None:
 
 
 def _kernel(kernel: PyptoKernel) -> Kernel:
-    return Kernel(_run(kernel), _supports(kernel))
+    return Kernel(_run(kernel), _supports(kernel), gain)
 
 
 def _run(kernel: PyptoKernel) -> Callable[..., Any]:

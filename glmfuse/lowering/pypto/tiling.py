@@ -9,9 +9,6 @@ from glmfuse.lowering.pypto.chip import Chip
 
 FP32 = 4
 
-L1_SHARE = 0.5
-"""Part of L1 that tiles take: the other half is room for double buffering on a chip."""
-
 _DEPTHS = 6
 """How many of the largest tiles of k are tried for each operand."""
 
@@ -47,6 +44,13 @@ def vector_rows(chip: Chip, width: int, block: int, live: int, tiles: int = 1) -
     return max(1, min(fitting, block // tiles))
 
 
+def vector_tile(chip: Chip, width: int, block: int, live: int) -> tuple[int, int]:
+    """Rows and columns of a tile for operators on single elements: a row too wide for the buffer is cut."""
+    most = chip.ub // (live * FP32) // chip.tail * chip.tail
+    columns = min(tail(chip, width), most)
+    return vector_rows(chip, columns, block, live), columns
+
+
 @dataclass(frozen=True, slots=True)
 class CubeTile:
     """Tiles of a matrix product [m, k] @ [k, n].
@@ -67,13 +71,11 @@ class CubeTile:
         return [self.m, self.m], [self.k_l0, self.k_a, self.k_b], [self.n, self.n]
 
 
-def cube_tile(
-    chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1, l1_share: float = L1_SHARE
-) -> CubeTile:
-    """The tile that the cost model takes least time for, of those that fit L1, L0 and L0C.
+def cube_tile(chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1) -> CubeTile:
+    """The tile that the cost model takes least time for, of those that fit the chip's share of L1, L0 and L0C.
 
     What exceeds L1 does not fail but spills, silently and slowly, so nothing here does. slices: at most so
-    many parts of k. l1_share: part of L1 to use.
+    many parts of k.
     """
     unit = 32 if itemsize == 1 else 16
     m_tile = min(round_up(m, 16), 128)
@@ -83,17 +85,17 @@ def cube_tile(
         for part in range(1, slices + 1)
         if part == 1 or k % (part * unit) == 0
         for n_tile in range(16, widest + 1, 16)
-        for k_l0, k_a, k_b in _depths(chip, round_up(k, unit) // part, unit, m_tile, n_tile, itemsize, l1_share)
+        for k_l0, k_a, k_b in _depths(chip, round_up(k, unit) // part, unit, m_tile, n_tile, itemsize)
     )
     return min(tiles, key=lambda tile: _cube_cycles(chip, tile, m, k, n, itemsize))
 
 
 def _depths(
-    chip: Chip, depth: int, unit: int, m_tile: int, n_tile: int, itemsize: int, l1_share: float
+    chip: Chip, depth: int, unit: int, m_tile: int, n_tile: int, itemsize: int
 ) -> Iterator[tuple[int, int, int]]:
     """The largest few tiles of k for both operands that fit L1 together, and the largest of these for L0."""
     parts = [part for part in range(unit, depth + 1, unit) if depth % part == 0]
-    budget = int(chip.l1 * l1_share)
+    budget = int(chip.l1 * chip.l1_share)
     for k_a in parts[-_DEPTHS:]:
         fitting = [k_b for k_b in parts if (k_b * n_tile + k_a * m_tile) * itemsize <= budget and k_a % k_b == 0]
         for k_b in fitting[-_DEPTHS:]:

@@ -7,7 +7,9 @@ from typing import Any
 import pypto
 
 from glmfuse.lowering.pypto.front import Front
-from glmfuse.lowering.pypto.kernels.rms_norm import normalise
+from glmfuse.lowering.pypto.kernels.rms_norm import add, normalise
+from glmfuse.lowering.pypto.kernels.rotary import turned
+from glmfuse.lowering.pypto.kernels.vector import Block, rounded, scope, widened
 from glmfuse.lowering.pypto.tiling import round_up
 
 
@@ -22,7 +24,7 @@ def build(front: Front) -> Any:
     element = getattr(pypto, front.dtype)
     if front.has_residual:
 
-        @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
+        @pypto.frontend.jit()
         def norm_qkv_rope(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             residual: pypto.Tensor([pypto.DYNAMIC, ...], element),
@@ -41,13 +43,13 @@ def build(front: Front) -> Any:
         ):
             tokens = x.shape[0]
             for i in pypto.loop((tokens + front.block - 1) // front.block, name="T", idx_name="i"):
-                at = Round(front, i, (tokens - i * front.block).min(front.block))
-                hidden = at.add_and_norm(x, residual, gamma, total)
-                at.heads(at.project(hidden, [w_q, w_k, w_v], bias), gains, cos, sin, [q, k, v])
+                at = Round(front, Block(front.block, i, tokens))
+                products = at.project(at.norm(x, residual, gamma, total), [w_q, w_k, w_v], bias)
+                at.heads(products, gains, cos, sin, [q, k, v])
 
     else:
 
-        @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
+        @pypto.frontend.jit()
         def norm_qkv_rope(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             gamma: pypto.Tensor([], pypto.DT_FP32),
@@ -64,40 +66,33 @@ def build(front: Front) -> Any:
         ):
             tokens = x.shape[0]
             for i in pypto.loop((tokens + front.block - 1) // front.block, name="T", idx_name="i"):
-                at = Round(front, i, (tokens - i * front.block).min(front.block))
-                hidden = at.add_and_norm(x, None, gamma, None)
-                at.heads(at.project(hidden, [w_q, w_k, w_v], bias), gains, cos, sin, [q, k, v])
+                at = Round(front, Block(front.block, i, tokens))
+                products = at.project(at.norm(x, None, gamma, None), [w_q, w_k, w_v], bias)
+                at.heads(products, gains, cos, sin, [q, k, v])
 
     return norm_qkv_rope
 
 
 class Round:
-    """One round of the loop: block `i` of the tokens, `valid` of which are there."""
+    """One round of the loop, for one block of the tokens."""
 
-    def __init__(self, front: Front, i: Any, valid: Any) -> None:
+    def __init__(self, front: Front, at: Block) -> None:
         self.front = front
-        self.start = i * front.block
-        self.valid = valid
+        self.at = at
         self.element = getattr(pypto, front.dtype)
 
-    def add_and_norm(self, x: Any, residual: Any, gamma: Any, total: Any) -> Any:
+    def norm(self, x: Any, residual: Any, gamma: Any, total: Any) -> Any:
         """The residual sum, stored, and its RMSNorm: one task for each vector tile."""
-        front = self.front
+        front, at = self.front, self.at
         pypto.set_vec_tile_shapes(front.rows, front.width)
         scope(1)
-        part = self.tokens_of(x)
+        part = at.of(x, front.hidden)
         if residual is not None:
-            both = pypto.add(widened(part), widened(self.tokens_of(residual)))
-            part = pypto.cast(both, self.element)
-            pypto.assemble(part, [self.start, 0], total)
+            part = add(part, at.of(residual, front.hidden), self.element)
+            at.put(part, total, 0)
         hidden = normalise(part, gamma, front.hidden, front.eps, self.element)
         scope(-1)
         return hidden
-
-    def tokens_of(self, tensor: Any) -> Any:
-        """This block of a [tokens, hidden] tensor."""
-        front = self.front
-        return pypto.view(tensor, [front.block, front.hidden], [self.start, 0], valid_shape=[self.valid, front.hidden])
 
     def project(self, hidden: Any, weights: list[Any], bias: Any) -> Any:
         """All heads, fp32, in as many layers as have to be summed.
@@ -107,27 +102,32 @@ class Round:
         """
         front, cube = self.front, self.front.cube
         width = front.all_heads * front.head_dim
-        depth = front.hidden // cube.slices
         pypto.set_cube_tile_shapes(*cube.arguments())
         products = pypto.tensor([front.layers * front.block, width], pypto.DT_FP32, "products")
         for first, count, weight in self.parts(weights):
             for index in range(cube.slices):
-                left, right = hidden, weight
-                if cube.slices > 1:
-                    left = pypto.view(hidden, [front.block, depth], [0, index * depth], valid_shape=[self.valid, depth])
-                    right = pypto.view(weight, [count * front.head_dim, depth], [0, index * depth])
+                left, right = self.slices(hidden, weight, count, index)
                 product = pypto.matmul(left, right, pypto.DT_FP32, b_trans=True)
                 pypto.assemble(product, [index * front.block, first * front.head_dim], products)
         if front.has_bias:
             pypto.set_vec_tile_shapes(front.bias_rows, round_up(width, 8))
             spread = pypto.expand_clone(bias, [front.block, width])
             pypto.assemble(spread, [cube.slices * front.block, 0], products)
-        shape = [front.block, front.all_heads, front.head_dim]
+        shape = [front.all_heads, front.head_dim]
         if front.layers > 1:
-            pypto.set_vec_tile_shapes(front.layers, front.head_rows, front.all_heads, front.head_dim)
-            return pypto.reshape(products, [front.layers, *shape], inplace=True)
-        pypto.set_vec_tile_shapes(front.head_rows, front.all_heads, front.head_dim)
-        return pypto.reshape(products, shape, valid_shape=[self.valid, *shape[1:]], inplace=True)
+            pypto.set_vec_tile_shapes(front.layers, front.head_rows, *shape)
+            return pypto.reshape(products, [front.layers, front.block, *shape], inplace=True)
+        pypto.set_vec_tile_shapes(front.head_rows, *shape)
+        return pypto.reshape(products, [front.block, *shape], valid_shape=self.at.sizes(*shape), inplace=True)
+
+    def slices(self, hidden: Any, weight: Any, heads: int, index: int) -> tuple[Any, Any]:
+        """Both operands' part `index` along hidden."""
+        front = self.front
+        if front.cube.slices == 1:
+            return hidden, weight
+        depth = front.hidden // front.cube.slices
+        rows = pypto.view(weight, [heads * front.head_dim, depth], [0, index * depth])
+        return self.at.cut(hidden, (index * depth, depth)), rows
 
     def parts(self, weights: list[Any]) -> list[tuple[int, int, Any]]:
         """(first head, heads, weight) of each product."""
@@ -144,81 +144,33 @@ class Round:
         scope(2)
         value = self.sum_of(products, 0, turning)
         if front.has_qk_norm:
-            value = self.normalised(value, gains)
+            value = widened(normalise(value, gains, front.head_dim, front.eps, self.element))
         self.rotate(value, turning, cos, sin, outputs)
         scope(-1)
         scope(3)
         value = pypto.cast(self.sum_of(products, turning, front.kv_heads), self.element)
-        pypto.assemble(value, [self.start, 0, 0], outputs[2])
+        self.at.put(value, outputs[2], 0, 0)
         scope(-1)
 
     def sum_of(self, products: Any, first: int, count: int) -> Any:
         """Some heads of the projections, summed over the layers, as fp32 rounded to the storage dtype."""
-        front = self.front
-        shape = [front.block, count, front.head_dim]
-        valid = [self.valid, count, front.head_dim]
+        front, at = self.front, self.at
+        shape = [count, front.head_dim]
         if front.layers > 1:
-            pypto.set_vec_tile_shapes(front.layers, front.head_rows, count, front.head_dim)
-            layers = pypto.view(products, [front.layers, *shape], [0, 0, first, 0])
-            value = pypto.view(pypto.sum(layers, 0), shape, [0, 0, 0], valid_shape=valid)
-            pypto.set_vec_tile_shapes(front.head_rows, count, front.head_dim)
+            pypto.set_vec_tile_shapes(front.layers, front.head_rows, *shape)
+            layers = pypto.view(products, [front.layers, front.block, *shape], [0, 0, first, 0])
+            value = at.cut(pypto.sum(layers, 0), (0, count), (0, front.head_dim))
+            pypto.set_vec_tile_shapes(front.head_rows, *shape)
         else:
-            pypto.set_vec_tile_shapes(front.head_rows, count, front.head_dim)
-            value = pypto.view(products, shape, [0, first, 0], valid_shape=valid)
-        return self.rounded(value)
-
-    def rounded(self, value: Any) -> Any:
-        """Through the storage dtype and back to fp32: where the pattern's operators round."""
-        return widened(pypto.cast(value, self.element))
-
-    def normalised(self, value: Any, gains: Any) -> Any:
-        """RMSNorm over head_dim."""
-        front = self.front
-        mean = pypto.sum(pypto.mul(pypto.mul(value, value), 1.0 / front.head_dim), -1, keepdim=True)
-        scaled = pypto.div(value, pypto.sqrt(pypto.add(mean, front.eps)))
-        return self.rounded(pypto.mul(self.rounded(scaled), gains))
+            pypto.set_vec_tile_shapes(front.head_rows, *shape)
+            value = at.cut(products, (first, count), (0, front.head_dim))
+        return rounded(value, self.element)
 
     def rotate(self, value: Any, count: int, cos: Any, sin: Any, outputs: list[Any]) -> None:
-        """Turn the first channels by halves, each product and the sum rounded; pass the rest; store q and k."""
-        front = self.front
-        half = front.rotary // 2
-        c, s = self.angles(cos), self.angles(sin)
-        a, b = self.cut(value, 0, count, 0, half), self.cut(value, 0, count, half, half)
-        low = [
-            self.rounded(pypto.mul(a, self.cut(c, 0, 1, 0, half))),
-            self.rounded(pypto.mul(b, self.cut(s, 0, 1, 0, half))),
-        ]
-        high = [
-            self.rounded(pypto.mul(b, self.cut(c, 0, 1, half, half))),
-            self.rounded(pypto.mul(a, self.cut(s, 0, 1, half, half))),
-        ]
-        pieces = [(0, half, pypto.sub(*low)), (half, half, pypto.add(*high))]
-        if front.rotary < front.head_dim:
-            rest = front.head_dim - front.rotary
-            pieces.append((front.rotary, rest, self.cut(value, 0, count, front.rotary, rest)))
-        for channel, size, piece in pieces:
+        """Turn the first channels, pass the rest; store q and k."""
+        front, at = self.front, self.at
+        angles = [widened(at.of(table, 1, front.rotary)) for table in (cos, sin)]
+        for channel, size, piece in turned(at, value, count, front.head_dim, angles, front.rotary, self.element):
             for first, heads, output in ((0, front.heads, outputs[0]), (front.heads, front.kv_heads, outputs[1])):
-                part = self.cut(piece, first, heads, 0, size)
-                pypto.assemble(pypto.cast(part, self.element), [self.start, 0, channel], output)
-
-    def angles(self, table: Any) -> Any:
-        """This block of cos or sin, fp32."""
-        rotary = self.front.rotary
-        return widened(
-            pypto.view(table, [self.front.block, 1, rotary], [self.start, 0, 0], valid_shape=[self.valid, 1, rotary])
-        )
-
-    def cut(self, value: Any, head: int, heads: int, channel: int, channels: int) -> Any:
-        """Some heads and channels of [block, heads, channels]."""
-        shape = [self.front.block, heads, channels]
-        return pypto.view(value, shape, [0, head, channel], valid_shape=[self.valid, heads, channels])
-
-
-def widened(value: Any) -> Any:
-    """As fp32."""
-    return pypto.cast(value, pypto.DT_FP32)
-
-
-def scope(number: int) -> None:
-    """Keep the vector operators that follow in one task for each tile; -1 ends it."""
-    pypto.set_pass_options(sg_set_scope=number)
+                part = at.cut(piece, (first, heads), (0, size))
+                at.put(pypto.cast(part, self.element), output, 0, channel)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pypto
 
+from glmfuse.lowering.pypto.kernels.swiglu import activated, halves
+from glmfuse.lowering.pypto.kernels.vector import Block
 from glmfuse.lowering.pypto.tiling import CubeTile
 
 
@@ -20,33 +22,18 @@ def build(
     """
     element = getattr(pypto, dtype)
 
-    def project(x: Any, weights: list[Any]) -> list[Any]:
+    def body(at: Block, x: Any, weights: list[Any], down: Any, y: Any) -> None:
         pypto.set_cube_tile_shapes(*wide.arguments())
-        return [pypto.matmul(x, weight, element, b_trans=True) for weight in weights]
-
-    def activate(gate: Any, up: Any) -> Any:
-        """silu(gate) * up, each rounded as torch rounds them."""
+        products = [pypto.matmul(at.of(x, hidden), weight, element, b_trans=True) for weight in weights]
+        gate, up = halves(at, products[0], inter) if merged else products
         pypto.set_vec_tile_shapes(rows, width)
-        g = pypto.cast(gate, pypto.DT_FP32)
-        silu = pypto.div(g, pypto.add(pypto.exp(pypto.mul(g, -1.0)), 1.0))
-        silu = pypto.cast(pypto.cast(silu, element), pypto.DT_FP32)
-        return pypto.cast(pypto.mul(silu, pypto.cast(up, pypto.DT_FP32)), element)
-
-    def body(x: Any, weights: list[Any], down: Any, y: Any, i: Any, valid: Any) -> None:
-        part = pypto.view(x, [block, hidden], [i * block, 0], valid_shape=[valid, hidden])
-        products = project(part, weights)
-        if merged:
-            gate = pypto.view(products[0], [block, inter], [0, 0], valid_shape=[valid, inter])
-            up = pypto.view(products[0], [block, inter], [0, inter], valid_shape=[valid, inter])
-        else:
-            gate, up = products
-        active = activate(gate, up)
+        active = activated(gate, up, element)
         pypto.set_cube_tile_shapes(*narrow.arguments())
-        pypto.assemble(pypto.matmul(active, down, element, b_trans=True), [i * block, 0], y)
+        at.put(pypto.matmul(active, down, element, b_trans=True), y, 0)
 
     if merged:
 
-        @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
+        @pypto.frontend.jit()
         def swiglu_mlp(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             w_gate: pypto.Tensor([], element),
@@ -55,11 +42,11 @@ def build(
         ):
             tokens = x.shape[0]
             for i in pypto.loop((tokens + block - 1) // block, name="T", idx_name="i"):
-                body(x, [w_gate], w_down, y, i, (tokens - i * block).min(block))
+                body(Block(block, i, tokens), x, [w_gate], w_down, y)
 
     else:
 
-        @pypto.frontend.jit(runtime_options={"run_mode": pypto.RunMode.SIM})
+        @pypto.frontend.jit()
         def swiglu_mlp(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             w_gate: pypto.Tensor([], element),
@@ -69,6 +56,6 @@ def build(
         ):
             tokens = x.shape[0]
             for i in pypto.loop((tokens + block - 1) // block, name="T", idx_name="i"):
-                body(x, [w_gate, w_up], w_down, y, i, (tokens - i * block).min(block))
+                body(Block(block, i, tokens), x, [w_gate, w_up], w_down, y)
 
     return swiglu_mlp

@@ -7,27 +7,25 @@ from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
-from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, row_fits, same_dtype, storable
+from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, router_dtypes, row_fits
+from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, MOST_ROWS, weights_and_ids, with_long_ids
 from glmfuse.lowering.pypto.process import KernelRef
-from glmfuse.lowering.pypto.tiling import cube_tile, tokens_of_round, vector_rows
+from glmfuse.lowering.pypto.tiling import cube_tile, tokens_of_round, vector_rows, vector_tile
 from glmfuse.matching.select import Request
-
-_LIVE_ROWS = 8
-"""fp32 rows of scores at once: logits, scores, choice, mask, and top-k's own."""
-
-_MOST_ROWS = 8
 
 _MOST_SLICES = 32
 """Few columns leave cube cores idle: the product is cut along hidden as well, and its parts summed."""
+
+_LIVE_X = 2
+"""Rows of x at once where it is cast: as stored and in fp32."""
 
 
 def _limits(chip: Chip, site: Request) -> str | None:
     x, w = site.tensors["x"], site.tensors["w"]
     return first(
-        lambda: storable(x),
-        lambda: same_dtype(x, w),
+        lambda: router_dtypes(x, w),
         lambda: fixed("hidden", x.shape[-1]),
-        lambda: row_fits(chip, w.shape[0], _LIVE_ROWS),
+        lambda: row_fits(chip, w.shape[0], LIVE_ROWS),
     )
 
 
@@ -45,7 +43,8 @@ def _launch(
     tokens, hidden = x.shape
     experts = w.shape[0]
     block = tokens_of_round(tokens)
-    cube = cube_tile(chip, block, hidden, experts, x.element_size(), slices=_MOST_SLICES)
+    cube = cube_tile(chip, block, hidden, experts, w.element_size(), slices=_MOST_SLICES)
+    x_rows, width = vector_tile(chip, hidden, block, _LIVE_X)
     kernel = KernelRef.of(
         "glmfuse.lowering.pypto.kernels.gate_topk:build",
         hidden=hidden,
@@ -56,14 +55,15 @@ def _launch(
         renormalize=renormalize,
         scale=scale,
         block=block,
-        rows=min(_MOST_ROWS, vector_rows(chip, experts, block, _LIVE_ROWS + cube.slices)),
+        rows=min(MOST_ROWS, vector_rows(chip, experts, block, LIVE_ROWS + cube.slices)),
+        x_rows=x_rows,
+        width=width,
         cube=cube,
-        dtype=DTYPES[x.dtype],
+        x_dtype=DTYPES[x.dtype],
+        w_dtype=DTYPES[w.dtype],
     )
-    shape = (tokens, top_k)
-    outputs = ((shape, torch.float32), (shape, torch.int32))
     inputs = (x, w, bias.to(torch.float32).view(1, experts))
-    return Launch(kernel, inputs, outputs, lambda made: (made[0], made[1].to(torch.int64)))
+    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), with_long_ids)
 
 
 GATE_TOPK = PyptoKernel(_limits, _launch)

@@ -61,3 +61,10 @@ def contiguous(layout: Layout) -> str | None:
             return f"the output lies with strides {layout.stride}, not contiguous"
         step = step * size
     return None
+
+
+def router_dtypes(x: Layout, w: Layout) -> str | None:
+    """Whether the router's product can be taken: both stored alike, or the weight in fp32."""
+    if w.dtype == torch.float32:
+        return storable(x)
+    return storable(x) or same_dtype(x, w)

@@ -1,4 +1,4 @@
-"""`rms_norm` as a PyPTO kernel."""
+"""`rms_norm` and `add_rms_norm` as PyPTO kernels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def _limits(chip: Chip, site: Request) -> str | None:
     return first(
         lambda: storable(x),
         lambda: same_dtype(x, site.tensors["w"]),
-        lambda: contiguous(site.outputs[0]),
+        lambda: same_dtype(x, site.tensors.get("residual", x)),
+        lambda: next((reason for output in site.outputs if (reason := contiguous(output)) is not None), None),
         lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
     )
 
 
-def _launch(chip: Chip, x: Tensor, w: Tensor, eps: float) -> Launch:
+def _launch(chip: Chip, x: Tensor, w: Tensor, eps: float, residual: Tensor | None = None) -> Launch:
     hidden = x.shape[-1]
     flat = x.reshape(-1, hidden)
     width = tail(chip, hidden)
@@ -39,9 +40,18 @@ def _launch(chip: Chip, x: Tensor, w: Tensor, eps: float) -> Launch:
         width=width,
         eps=eps,
         dtype=DTYPES[x.dtype],
+        has_residual=residual is not None,
     )
-    inputs = (flat, w.to(torch.float32).view(1, hidden))
-    return Launch(kernel, inputs, ((tuple(flat.shape), x.dtype),), lambda outputs: outputs[0].view(x.shape))
+    others = () if residual is None else (residual.reshape(-1, hidden),)
+    inputs = (flat, *others, w.to(torch.float32).view(1, hidden))
+    outputs = ((tuple(flat.shape), x.dtype),) * (1 + len(others))
+
+    def finish(made: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        shaped = tuple(tensor.view(x.shape) for tensor in made)
+        return shaped[0] if residual is None else shaped
+
+    return Launch(kernel, inputs, outputs, finish)
 
 
 RMS_NORM = PyptoKernel(_limits, _launch)
+ADD_RMS_NORM = PyptoKernel(_limits, _launch)

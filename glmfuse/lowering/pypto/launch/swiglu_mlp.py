@@ -6,13 +6,11 @@ from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
-from glmfuse.lowering.pypto.launch.limits import DTYPES, contiguous, first, fixed, half, row_fits
+from glmfuse.lowering.pypto.launch.limits import DTYPES, contiguous, first, fixed, half
+from glmfuse.lowering.pypto.launch.swiglu import LIVE_ROWS
 from glmfuse.lowering.pypto.process import KernelRef
-from glmfuse.lowering.pypto.tiling import cube_tile, tail, tokens_of_round, vector_rows
+from glmfuse.lowering.pypto.tiling import cube_tile, tokens_of_round, vector_tile
 from glmfuse.matching.select import Request
-
-_LIVE_ROWS = 6
-"""fp32 rows of the activation at once: gate, up, the exponential, the quotient, and two results."""
 
 _MOST_ROWS = 8
 
@@ -23,7 +21,7 @@ def _limits(chip: Chip, site: Request) -> str | None:
         lambda: half(x),
         lambda: contiguous(site.outputs[0]),
         lambda: fixed("hidden", x.shape[-1]),
-        lambda: row_fits(chip, down.shape[1], _LIVE_ROWS),
+        lambda: fixed("the width", down.shape[1]),
     )
 
 
@@ -31,7 +29,7 @@ def _launch(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, w_down: 
     hidden, (out, inter) = x.shape[-1], w_down.shape
     flat = x.reshape(-1, hidden)
     block = tokens_of_round(len(flat))
-    width = tail(chip, inter)
+    rows, width = vector_tile(chip, inter, min(block, _MOST_ROWS), LIVE_ROWS)
     itemsize = x.element_size()
     weights = (w_gate,) if w_up is None else (w_gate, w_up)
     kernel = KernelRef.of(
@@ -40,7 +38,7 @@ def _launch(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, w_down: 
         inter=inter,
         out=out,
         block=block,
-        rows=min(_MOST_ROWS, vector_rows(chip, width, block, _LIVE_ROWS)),
+        rows=rows,
         width=width,
         wide=cube_tile(chip, block, hidden, inter if w_up is not None else 2 * inter, itemsize),
         narrow=cube_tile(chip, block, inter, out, itemsize),

@@ -56,12 +56,16 @@ class Simulation:
     """The cost model's account of one launch, in microseconds.
 
     window: from the first task's start to the last one's end on the AI cores. start: device start before
-    it. tasks, cores, busy: number of tasks, cores used and core-microseconds, by "AIC" and "AIV".
+    it. chain: the time of the tasks on the longest path of tasks that wait for each other; stages: how many
+    tasks that path has. tasks, cores, busy: number of tasks, cores used and core-microseconds, by "AIC" and
+    "AIV".
     timeline: (core, start, end, subgraph) of each task, when a trace was asked for.
     """
 
     window: float
     start: float
+    chain: float
+    stages: int
     tasks: Mapping[str, int]
     cores: Mapping[str, int]
     busy: Mapping[str, float]

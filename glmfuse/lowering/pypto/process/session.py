@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import tempfile
@@ -18,10 +17,8 @@ from pypto import pypto_impl
 from pypto.runtime import _pto_verify_datas
 
 from glmfuse.lowering.pypto.process import calculator
-from glmfuse.lowering.pypto.process.messages import Mode, Outcome, Request, Simulation
-
-CYCLES_PER_MICROSECOND = 1800.0
-"""The clock by which pypto's own scripts read the cost model's cycles."""
+from glmfuse.lowering.pypto.process.messages import Mode, Outcome, Request
+from glmfuse.lowering.pypto.process.timeline import Timeline
 
 _STAGES = {
     Mode.INTERPRET: pypto.CompStage.TENSOR_GRAPH,
@@ -66,7 +63,7 @@ def execute(kernel: Any, request: Request, cache_folder: Path) -> Outcome:
 
 def _read(folder: Path, request: Request, outputs: tuple[torch.Tensor, ...]) -> Outcome:
     if request.mode is Mode.SIMULATE:
-        return Outcome(simulation=_read_simulation(folder, request.trace))
+        return Outcome(simulation=Timeline.read(folder).simulation(trace=request.trace))
     first = len(request.inputs)
     tensors = tuple(_read_tensor(folder, first + index, like) for index, like in enumerate(outputs))
     return Outcome(tensors=tensors, passes=dict(_read_passes(folder)))
@@ -90,35 +87,3 @@ def _read_passes(folder: Path) -> Iterator[tuple[str, str]]:
                 name = row.get("passName")
                 if name and name != "tensor_graph":
                     yield name, row.get("verifyResult") or ""
-
-
-def _read_simulation(folder: Path, trace: bool) -> Simulation:
-    (path,) = folder.glob("output_*/CostModelSimulationOutput/_simulate.swim.json")
-    tasks = [
-        (lane["coreType"], lane["blockIdx"], task)
-        for lane in json.loads(path.read_text())
-        if lane["coreType"] in ("AIC", "AIV")
-        for task in lane["tasks"]
-    ]
-    first = min(task["execStart"] for _, _, task in tasks)
-    last = max(task["execEnd"] for _, _, task in tasks)
-
-    def microseconds(cycles: float) -> float:
-        return cycles / CYCLES_PER_MICROSECOND
-
-    kinds = ("AIC", "AIV")
-    timeline = tuple(
-        (f"{kind}{block}", microseconds(task["execStart"]), microseconds(task["execEnd"]), task["subGraphId"])
-        for kind, block, task in tasks
-    )
-    return Simulation(
-        window=microseconds(last - first),
-        start=microseconds(first),
-        tasks={kind: sum(1 for other, _, _ in tasks if other == kind) for kind in kinds},
-        cores={kind: len({block for other, block, _ in tasks if other == kind}) for kind in kinds},
-        busy={
-            kind: microseconds(sum(task["execEnd"] - task["execStart"] for other, _, task in tasks if other == kind))
-            for kind in kinds
-        },
-        timeline=timeline if trace else (),
-    )

@@ -1,0 +1,84 @@
+"""Simulated times of every PyPTO kernel, beside the kernels that it replaces: the table that planning reads.
+
+    python benchmarks/pypto_times.py
+
+writes glmfuse/lowering/pypto/times.json and benchmarks/results/pypto_times.json. Nothing here runs on a chip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from glmfuse.errors import KernelError
+from glmfuse.lowering.pypto import gain
+from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.lowering.pypto.timing import BLIND, Simulator, Timing
+
+ROOT = Path(__file__).parent.parent
+SHAPES = [f"{model}/tp{devices}" for model in ("glm-4.5", "glm-4.5-air") for devices in (1, 2, 4, 8, 16)]
+TOKENS = (1, 8, 32, 128)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
+    parser.add_argument("--shapes", nargs="*", default=SHAPES)
+    arguments = parser.parse_args()
+    table: dict[str, Any] = {}
+    details: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    simulator = Simulator()
+    points = list(product(arguments.kernels, arguments.shapes, TOKENS))
+    for kernel, shape, tokens in tqdm(points):
+        try:
+            found = simulator.time(kernel, shape, tokens)
+        except KernelError as error:
+            refused[f"{kernel} {shape} {tokens}"] = error.reason.splitlines()[0]
+            continue
+        details.append(detail(found))
+        if found.apart:
+            row = [round(found.simulation.window, 1), round(found.sum_apart, 1), len(found.apart)]
+            table.setdefault(f"{kernel} {shape}", {})[tokens] = row
+    note = f"microseconds; {BLIND}. For each number of tokens: fused, the sum of the kernels apart, how many they are"
+    write(ROOT / "glmfuse" / "lowering" / "pypto" / gain.TABLE, note, {"times": table})
+    write(ROOT / "benchmarks" / "results" / "pypto_times.json", BLIND, {"rows": details, "refused": refused})
+
+
+def detail(found: Timing) -> dict[str, Any]:
+    """A row with all that was found."""
+    simulation = found.simulation
+    return {
+        "kernel": found.pattern,
+        "shape": found.shape,
+        "tokens": found.tokens,
+        "window": round(simulation.window, 1),
+        "with_start": round(simulation.window + simulation.start, 1),
+        "whole_l1": round(found.whole_l1, 1),
+        "tasks": dict(simulation.tasks),
+        "cores": dict(simulation.cores),
+        "stages": simulation.stages,
+        "stages_floor": round(found.stages_floor, 1),
+        "bytes_floor": round(found.bytes_floor, 1),
+        "apart": [[name, round(window, 1)] for name, window in found.apart],
+    }
+
+
+def write(path: Path, note: str, entries: dict[str, Any]) -> None:
+    """JSON with one line for each innermost entry."""
+    lines = [f'"note": {json.dumps(note)}']
+    for name, entry in entries.items():
+        items = entry.items() if isinstance(entry, dict) else enumerate(entry)
+        inner = [(f"{json.dumps(key)}: " if isinstance(entry, dict) else "") + json.dumps(item) for key, item in items]
+        opening, closing = "{}" if isinstance(entry, dict) else "[]"
+        lines.append(f"{json.dumps(name)}: {opening}\n " + ",\n ".join(inner) + f"\n{closing}")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
