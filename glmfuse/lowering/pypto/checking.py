@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import arguments, geometry
-from glmfuse.lowering.pypto.launch.launch import interpret
+from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, Result, interpret
 from glmfuse.lowering.pypto.process import Mode
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
@@ -20,6 +20,9 @@ from glmfuse.patterns import PATTERNS
 
 _TIE = 1e-5
 """Router scores nearer than this may change places: both orders are right."""
+
+_GUARD = 8
+"""Rows: fewer than the smallest block of tokens that is not full."""
 
 _FUNCTIONS = {pattern.name: pattern.function for pattern in PATTERNS}
 
@@ -41,16 +44,36 @@ class Check:
         return not self.failure and self.error <= self.allowed
 
 
-def check(pattern: str, shape: str, tokens: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Check:
-    """Compile a kernel through all passes and compare its numerics with the pattern function's."""
+def check(
+    pattern: str,
+    shape: str,
+    tokens: int,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    kernel: PyptoKernel | None = None,
+) -> Check:
+    """Compile a kernel, by default the registered one, through all passes and compare it with its pattern."""
     allowed = KERNEL_RELATIVE_L2[dtype]
     values = arguments(pattern, geometry(shape), tokens, dtype, seed)
-    launch = KERNELS[pattern].launch(ASCEND_910B, **values)
+    launch = (kernel or KERNELS[pattern]).launch(ASCEND_910B, **values)
     try:
-        found = interpret(launch, Mode.COMPILE)
+        found = interpret(_guarded(launch), Mode.COMPILE)
     except KernelError as error:
         return Check(pattern, shape, tokens, float("inf"), allowed, error.reason.splitlines()[0])
     return Check(pattern, shape, tokens, distance(pattern, found, values), allowed)
+
+
+def _guarded(launch: Launch) -> Launch:
+    """The launch with rows behind every output that no kernel may write."""
+
+    def finish(made: tuple[Tensor, ...]) -> Result:
+        for index, tensor in enumerate(made):
+            if tensor[-_GUARD:].any():
+                raise KernelError(launch.kernel.builder, "check", f"output {index} is written behind its last row")
+        return launch.finish(tuple(tensor[:-_GUARD] for tensor in made))
+
+    outputs = tuple(((shape[0] + _GUARD, *shape[1:]), dtype) for shape, dtype in launch.outputs)
+    return replace(launch, outputs=outputs, finish=finish)
 
 
 def distance(pattern: str, found: Any, values: Mapping[str, Any]) -> float:

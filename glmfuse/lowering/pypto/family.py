@@ -50,7 +50,7 @@ MODELS: Final[Mapping[str, Geometry]] = MappingProxyType(
         "glm-4.5-air": _AIR,
         "glm-4.6": _GLM_45,
         "glm-4.7": _GLM_45,
-        "tiny": Geometry(64, 8, 2, 16, 8, 8, 2, 32),
+        "tiny": Geometry(64, 8, 2, 16, 8, 8, 2, 32, n_group=4, topk_group=2),
     }
 )
 DEVICES: Final = (1, 2, 4, 8, 16)
@@ -68,6 +68,10 @@ def geometry(name: str) -> Geometry:
 
 
 Draw = Callable[..., Tensor]
+
+_EPS = 1e-5
+_SMALL = _EPS**0.5
+"""Scale of what is normalised: at 1 no test could tell whether eps is there."""
 
 
 def arguments(pattern: str, at: Geometry, tokens: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
@@ -91,11 +95,12 @@ def layouts(pattern: str, at: Geometry, tokens: int, dtype: torch.dtype) -> dict
 
 
 def _rms_norm(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
-    return {"x": draw(tokens, at.hidden), "w": draw(at.hidden, scale=0.2, offset=1.0), "eps": 1e-5}
+    x = draw(tokens, at.hidden, scale=_SMALL)
+    return {"x": x, "w": draw(at.hidden, scale=0.2, offset=1.0), "eps": _EPS}
 
 
 def _add_rms_norm(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
-    return {**_rms_norm(at, tokens, draw), "residual": draw(tokens, at.hidden)}
+    return {**_rms_norm(at, tokens, draw), "residual": draw(tokens, at.hidden, scale=_SMALL)}
 
 
 def _linear(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
@@ -105,10 +110,15 @@ def _linear(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
 
 
 def _rotary(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
-    angle = draw(1, 1, tokens, at.rotary // 2, scale=3.0, wide=True).repeat(1, 1, 1, 2)
-    dtype = draw(1).dtype
     heads = draw(1, tokens, at.heads, at.head_dim).transpose(1, 2)
-    return {"x": heads, "cos": angle.cos().to(dtype), "sin": angle.sin().to(dtype)}
+    return {"x": heads, **_angles(at, tokens, draw)}
+
+
+def _angles(at: Geometry, tokens: int, draw: Draw) -> dict[str, Tensor]:
+    """Every channel with an angle of its own, so that no half can stand in for the other."""
+    angle = draw(1, 1, tokens, at.rotary, scale=3.0, wide=True)
+    dtype = draw(1).dtype
+    return {"cos": angle.cos().to(dtype), "sin": angle.sin().to(dtype)}
 
 
 def _swiglu(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
@@ -145,19 +155,16 @@ def _swiglu_mlp(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
 
 def _norm_qkv_rope(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     widths = {"q": at.heads * at.head_dim, "k": at.kv_heads * at.head_dim, "v": at.kv_heads * at.head_dim}
-    angle = draw(1, 1, tokens, at.rotary // 2, scale=3.0, wide=True).repeat(1, 1, 1, 2)
-    dtype = draw(1).dtype
     gains = {f"w_{name}_norm": draw(at.head_dim, scale=0.2, offset=1.0) if at.qk_norm else None for name in "qk"}
     return {
-        "x": draw(1, tokens, at.hidden),
-        "residual": draw(1, tokens, at.hidden),
+        "x": draw(1, tokens, at.hidden, scale=_SMALL),
+        "residual": draw(1, tokens, at.hidden, scale=_SMALL),
         "w_norm": draw(at.hidden, scale=0.2, offset=1.0),
-        **{f"w_{name}": draw(width, at.hidden, scale=at.hidden**-0.5) for name, width in widths.items()},
-        **{f"b_{name}": draw(width, scale=0.1) for name, width in widths.items()},
+        **{f"w_{name}": draw(width, at.hidden, scale=_SMALL * at.hidden**-0.5) for name, width in widths.items()},
+        **{f"b_{name}": draw(width, scale=0.3 * _SMALL) for name, width in widths.items()},
         **gains,
-        "cos": angle.cos().to(dtype),
-        "sin": angle.sin().to(dtype),
-        "eps": 1e-5,
+        **_angles(at, tokens, draw),
+        "eps": _EPS,
         "num_heads": at.heads,
         "num_kv_heads": at.kv_heads,
         "head_dim": at.head_dim,

@@ -26,7 +26,7 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KernelRef:
-    """A kernel by the name of its builder, `module:function`, and the arguments to build it with.
+    """A kernel by the name of its builder, `module:function` or `/a/file.py:function`, and its arguments.
 
     The builder returns a `pypto.frontend.jit` function; pypto reads its source, so it lies in a file.
     """
