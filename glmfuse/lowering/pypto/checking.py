@@ -11,9 +11,9 @@ from torch import Tensor
 
 from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.chip import ASCEND_910B
-from glmfuse.lowering.pypto.family import arguments, geometry
-from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, Result, interpret
-from glmfuse.lowering.pypto.process import Mode
+from glmfuse.lowering.pypto.family import Geometry, arguments, geometry
+from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, Result, checked, interpret, request_of
+from glmfuse.lowering.pypto.process import PASSED, PASSES, Mode, run
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
 from glmfuse.patterns import PATTERNS
@@ -46,21 +46,37 @@ class Check:
 
 def check(
     pattern: str,
-    shape: str,
+    shape: str | Geometry,
     tokens: int,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     kernel: PyptoKernel | None = None,
+    *,
+    passes: bool = False,
 ) -> Check:
-    """Compile a kernel, by default the registered one, through all passes and compare it with its pattern."""
+    """Compile a kernel, by default the registered one, through all passes and compare it with its pattern.
+
+    shape: a name of the family, or sizes of your own. passes: interpret it after each pass, too, which takes
+    minutes at real sizes.
+    """
     allowed = KERNEL_RELATIVE_L2[dtype]
-    values = arguments(pattern, geometry(shape), tokens, dtype, seed)
-    launch = (kernel or KERNELS[pattern]).launch(ASCEND_910B, **values)
+    at, shape = (geometry(shape), shape) if isinstance(shape, str) else (shape, "given")
+    values = arguments(pattern, at, tokens, dtype, seed)
+    launch = _guarded((kernel or KERNELS[pattern]).launch(ASCEND_910B, **values))
     try:
-        found = interpret(_guarded(launch), Mode.COMPILE)
+        found = interpret(launch, Mode.COMPILE)
+        wrong = _wrong_pass(launch) if passes else ""
     except KernelError as error:
         return Check(pattern, shape, tokens, float("inf"), allowed, error.reason.splitlines()[0])
-    return Check(pattern, shape, tokens, distance(pattern, found, values), allowed)
+    return Check(pattern, shape, tokens, distance(pattern, found, values), allowed, wrong)
+
+
+def _wrong_pass(launch: Launch) -> str:
+    """The first pass that changed the numbers or could not be interpreted; a pass without a verdict is no success."""
+    verdicts = checked(run(request_of(launch, Mode.VERIFY)), launch, Mode.VERIFY).passes
+    if len(verdicts) < PASSES:
+        return f"only {len(verdicts)} of {PASSES} passes have a verdict"
+    return next((f"pass {name}: {verdicts[name]}" for name in sorted(verdicts) if verdicts[name] != PASSED), "")
 
 
 def _guarded(launch: Launch) -> Launch:

@@ -43,7 +43,9 @@ def build(
             pypto.assemble(pypto.matmul(part, right, pypto.DT_FP32, b_trans=True), [index * block, 0], products)
         stacked = pypto.reshape(products, [cube.slices, block, experts], inplace=True)
         pypto.set_vec_tile_shapes(cube.slices, rows, round_up(experts, SMALLEST))
-        return pypto.view(pypto.sum(stacked, 0), [block, experts], [0, 0], valid_shape=at.sizes(experts))
+        valid = [cube.slices, *at.sizes(experts)]  # without it the last passes take the sum's rows for all
+        layers = pypto.view(stacked, [cube.slices, block, experts], [0, 0, 0], valid_shape=valid)
+        return at.cut(pypto.sum(layers, 0), (0, experts))
 
     def slice_of(at: Block, x: Any, start: int, depth: int) -> Any:
         return pypto.view(x, [block, depth], [at.start, start], valid_shape=at.sizes(depth))

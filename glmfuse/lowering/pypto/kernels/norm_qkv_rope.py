@@ -158,7 +158,8 @@ class Round:
         shape = [count, front.head_dim]
         if front.layers > 1:
             pypto.set_vec_tile_shapes(front.layers, front.head_rows, *shape)
-            layers = pypto.view(products, [front.layers, front.block, *shape], [0, 0, first, 0])
+            valid = [front.layers, *at.sizes(*shape)]  # without it the last passes take the sum's rows for all
+            layers = pypto.view(products, [front.layers, front.block, *shape], [0, 0, first, 0], valid_shape=valid)
             value = at.cut(pypto.sum(layers, 0), (0, count), (0, front.head_dim))
             pypto.set_vec_tile_shapes(front.head_rows, *shape)
         else:

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 
+PASSES = 36
+"""How many passes pypto 0.2.0 interprets; a verification with fewer verdicts is none."""
+
+PASSED = "PASS"
+
 
 class Mode(enum.Enum):
     """How far a kernel is taken.
 
     INTERPRET: the tensor graph alone, for numerics; it does not see UB or L1 overflow. COMPILE: all
-    passes, then the numerics. VERIFY: the graph interpreted again after every pass. SIMULATE: the cost
-    model, no numerics.
+    passes, then the numerics. VERIFY: the graph interpreted after every pass, for the verdicts alone.
+    SIMULATE: the cost model, no numerics.
     """
 
     INTERPRET = "interpret"
@@ -76,7 +81,7 @@ class Simulation:
 class Outcome:
     """What a run gave. error: why it failed, with pypto's own words, or None.
 
-    passes: in VERIFY, the verdict of each pass that was interpreted ("PASS", "FAIL", ...).
+    passes: in VERIFY, the verdict of each pass that was interpreted: "PASS", or what went wrong.
     """
 
     tensors: tuple[torch.Tensor, ...] = ()

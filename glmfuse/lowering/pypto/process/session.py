@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from pypto import pypto_impl
 from pypto.runtime import _pto_verify_datas
 
-from glmfuse.lowering.pypto.process import calculator
+from glmfuse.lowering.pypto.process import calculator, passes
 from glmfuse.lowering.pypto.process.messages import Mode, Outcome, Request
 from glmfuse.lowering.pypto.process.timeline import Timeline
 
@@ -47,26 +45,29 @@ def execute(kernel: Any, request: Request, cache_folder: Path) -> Outcome:
     kernel._host_options = {**(kernel._host_options or {}), "compile_stage": _STAGES[request.mode]}
     kernel._verify_options = {
         "enable_pass_verify": numerics,
-        "pass_verify_save_tensor": numerics,
+        "pass_verify_save_tensor": numerics and request.mode is not Mode.VERIFY,  # it would save every pass's
         "pass_verify_pass_filter": ["all"] if request.mode is Mode.VERIFY else [],
     }
+    started = passes.mark()
     try:
         if numerics:
             calculator.load(cache_folder)
             # An output is saved only where a golden is given; what is in it does not matter.
             pypto.set_verify_golden_data(goldens=[None] * len(request.inputs) + list(outputs))
         kernel(*arguments)
-        return _read(folder, request, outputs)
+        return _read(folder, request, outputs, started)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(folder: Path, request: Request, outputs: tuple[torch.Tensor, ...]) -> Outcome:
+def _read(folder: Path, request: Request, outputs: tuple[torch.Tensor, ...], started: passes.Mark) -> Outcome:
     if request.mode is Mode.SIMULATE:
         return Outcome(simulation=Timeline.read(folder).simulation(trace=request.trace))
+    if request.mode is Mode.VERIFY:
+        return Outcome(passes=passes.verdicts_since(started))
     first = len(request.inputs)
     tensors = tuple(_read_tensor(folder, first + index, like) for index, like in enumerate(outputs))
-    return Outcome(tensors=tensors, passes=dict(_read_passes(folder)))
+    return Outcome(tensors=tensors)
 
 
 def _read_tensor(folder: Path, index: int, like: torch.Tensor) -> torch.Tensor:
@@ -78,12 +79,3 @@ def _read_tensor(folder: Path, index: int, like: torch.Tensor) -> torch.Tensor:
         raise RuntimeError(f"the interpreter wrote no tensor for argument {index}")
     raw = torch.frombuffer(bytearray(found[-1].read_bytes()), dtype=torch.uint8)
     return raw[: like.numel() * like.element_size()].view(like.dtype).reshape(like.shape).clone()
-
-
-def _read_passes(folder: Path) -> Iterator[tuple[str, str]]:
-    for table in sorted(folder.glob("output_*/verify_*/verify_result_brief.csv")):
-        with open(table, errors="replace") as rows:
-            for row in csv.DictReader(rows):
-                name = row.get("passName")
-                if name and name != "tensor_graph":
-                    yield name, row.get("verifyResult") or ""

@@ -105,6 +105,7 @@ class Worker:
             TMPDIR=self._folder,
             ASCEND_PROCESS_LOG_PATH=f"{self._folder}/log",
             TILE_FWK_OUTPUT_DIR=f"{self._folder}/out",
+            ASCEND_GLOBAL_LOG_LEVEL="1",  # a pass's verdict is logged as information
             OMP_NUM_THREADS="1",
             PATH=f"{tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             PYTHONPATH=os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
