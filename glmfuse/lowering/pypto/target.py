@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.gain import gain
-from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret
+from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret, launch_on_npu
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.target import Kernel, Target
 from glmfuse.matching.select import Request
@@ -24,13 +26,19 @@ def unavailable() -> str | None:
         return "PyPTO 0.2.0 has no wheel for Python 3.13 and later; use Python 3.11 or 3.12"
     if importlib.util.find_spec("pypto") is None:
         return "PyPTO is not installed; install it with: pip install 'glmfuse[pypto]'"
-    missing = [package for tool, package in _TOOLS if shutil.which(tool) is None]
+    missing = [package for tool, package in _TOOLS if shutil.which(tool) is None and not has_npu()]
     return f"its interpreter needs {' and '.join(missing)}; install them" if missing else None
 
 
 def not_by_default() -> str | None:
     """On a CPU the interpreter is for checking kernels, thousands of times slower than the engine."""
-    return "there is no NPU; name it in targets= to run its kernels in PyPTO's interpreter"
+    return None if has_npu() else "there is no NPU; name it in targets= to run its kernels in PyPTO's interpreter"
+
+
+def has_npu() -> bool:
+    """Whether torch_npu is loaded and sees a device."""
+    npu = getattr(torch, "npu", None)
+    return npu is not None and bool(npu.is_available())
 
 
 def _kernel(kernel: PyptoKernel) -> Kernel:
@@ -39,7 +47,8 @@ def _kernel(kernel: PyptoKernel) -> Kernel:
 
 def _run(kernel: PyptoKernel) -> Callable[..., Any]:
     def run(**arguments: Any) -> Any:
-        return interpret(kernel.launch(ASCEND_910B, **arguments))
+        launch = kernel.launch(ASCEND_910B, **arguments)
+        return launch_on_npu(launch) if launch.inputs[0].device.type == "npu" else interpret(launch)
 
     return run
 

@@ -29,6 +29,11 @@ class Launch:
     outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     finish: Callable[[tuple[Tensor, ...]], Result]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute; PyPTO takes no empty tensor."""
+        return any(tensor.numel() == 0 for tensor in self.inputs)
+
 
 @dataclass(frozen=True, slots=True)
 class PyptoKernel:
@@ -44,9 +49,23 @@ class PyptoKernel:
 
 def interpret(launch: Launch, mode: Mode = Mode.INTERPRET) -> Result:
     """Run a launch in PyPTO's interpreter on this CPU; KernelError with pypto's words when it fails."""
-    if any(tensor.numel() == 0 for tensor in launch.inputs):
+    if launch.is_empty:
         return launch.finish(tuple(torch.empty(shape, dtype=dtype) for shape, dtype in launch.outputs))
     return launch.finish(checked(run(request_of(launch, mode)), launch, mode).tensors)
+
+
+def launch_on_npu(launch: Launch) -> Result:
+    """Launch on the current stream of the NPU that the inputs are on; PyPTO compiles at a kernel's first call.
+
+    Written against pypto 0.2.0's API, and never run on an NPU.
+    """
+    from glmfuse.lowering.pypto.build import build  # imports pypto, which no other process should
+
+    device = launch.inputs[0].device
+    outputs = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in launch.outputs)
+    if not launch.is_empty:
+        build(launch.kernel)(*(tensor.detach().contiguous() for tensor in launch.inputs), *outputs)
+    return launch.finish(outputs)
 
 
 def request_of(launch: Launch, mode: Mode, *, trace: bool = False) -> Request:

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-from glmfuse.lowering.pypto.process.messages import KernelRef, Outcome, Request
+from glmfuse.lowering.pypto.build import build
+from glmfuse.lowering.pypto.process.messages import Outcome, Request
 from glmfuse.lowering.pypto.process.wire import receive, send
-
-
-@cache
-def build(kernel: KernelRef) -> Any:
-    """The jit function of a kernel; built once in a process."""
-    module, _, function = kernel.builder.rpartition(":")
-    return getattr(_load(module), function)(**dict(kernel.arguments))
-
-
-def _load(module: str) -> ModuleType:
-    if not module.endswith(".py"):
-        return importlib.import_module(module)
-    spec = importlib.util.spec_from_file_location(f"glmfuse_kernel_{Path(module).stem}", module)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded  # pypto looks up the sources of its classes there
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def serve(connection: Connection, cache_folder: Path) -> None:

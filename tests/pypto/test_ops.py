@@ -1,0 +1,96 @@
+"""Fused ops of the target `pypto`: torch.library's own checks, torch.export, and a model that generates with them.
+
+The kernels run in PyPTO's interpreter on this CPU; nothing here ran on an NPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._ops import OpOverload
+
+from glmfuse import Report, huggingface
+from glmfuse.lowering.pypto import target
+from glmfuse.lowering.pypto.family import arguments, geometry
+from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.patterns import PATTERNS
+from tests.support.glm import tiny
+
+pytestmark = [
+    pytest.mark.xdist_group("pypto"),
+    pytest.mark.skipif(target.unavailable() is not None, reason=str(target.unavailable())),
+]
+
+BY_NAME = {pattern.name: pattern for pattern in PATTERNS}
+BLOCKS = {"norm_qkv_rope": 4, "gate_topk": 3, "swiglu_mlp": 4}
+
+
+def op_and_arguments(name: str) -> tuple[OpOverload, tuple[Any, ...]]:
+    values = arguments(name, geometry("tiny"), 5, torch.bfloat16)
+    reference = BY_NAME[name].overload(values)
+    op = target.PYPTO.op(BY_NAME[name], reference)
+    return op, tuple(values[argument.name] for argument in op._schema.arguments)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_torch_accepts_the_op(name: str) -> None:
+    op, values = op_and_arguments(name)
+    assert set(torch.library.opcheck(op, values).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_export_keeps_the_op(name: str) -> None:
+    op, values = op_and_arguments(name)
+    tensors = tuple(value for value in values if isinstance(value, torch.Tensor))
+
+    class Call(torch.nn.Module):
+        def forward(self, *given: torch.Tensor) -> Any:
+            rest = iter(given)
+            return op(*(next(rest) if isinstance(value, torch.Tensor) else value for value in values))
+
+    program = torch.export.export(Call(), tensors)
+    assert next(node.target for node in program.graph.nodes if node.op == "call_function") is op
+    for ours, direct in zip(flat(program.module()(*tensors)), flat(op(*values)), strict=True):
+        assert torch.equal(ours, direct)
+
+
+def flat(result: Any) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def decode(model: Any, call: Any, forced: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """16 tokens of greedy decoding with a StaticCache, or along the tokens given, and the logits of each step."""
+    cache = huggingface.static_cache(model, 1, 32)
+    tokens, logits = [], []
+    given = torch.tensor([[3, 141, 59, 26, 53, 58]])
+    with torch.no_grad():
+        for step in range(16):
+            logits.append(call(input_ids=given, past_key_values=cache).logits[:, -1].float())
+            given = logits[-1].argmax(-1, keepdim=True) if forced is None else forced[:, step : step + 1]
+            tokens.append(given)
+    return torch.cat(tokens, dim=1), torch.stack(logits)
+
+
+def compiled(model: Any, targets: tuple[str, ...], report: Report) -> Any:
+    """Every captured graph must have all sites of the three blocks; no other target may take them."""
+    torch._dynamo.reset()
+    options = {"engine": "eager", "targets": targets, "report": report, "expect": BLOCKS}
+    return torch.compile(model, backend="glmfuse", options=options)
+
+
+def test_sixteen_tokens_through_the_kernels_alone() -> None:
+    model = tiny(torch.bfloat16)
+    report = Report()
+    tokens, ours = decode(model, compiled(model, ("pypto",), report))
+    for graph in report.graphs:
+        assert {name: graph.count("chosen")[name] for name in BLOCKS} == BLOCKS
+    assert {row.target for row in report.rows() if row.status == "chosen"} == {"pypto"}
+    reference, _ = decode(model, compiled(model, ("reference",), Report()))
+    assert torch.equal(tokens, reference)
+    wide = copy.deepcopy(model).float()
+    exact = decode(wide, wide, tokens)[1]
+    eager = decode(model, model, tokens)[1]
+    assert torch.dist(ours, exact) <= torch.dist(eager, exact)
