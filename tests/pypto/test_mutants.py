@@ -59,7 +59,11 @@ MUTANTS = {
         "halves(at, products[0], inter) if merged else products",
         "halves(at, products[0], inter) if merged else products[::-1]",
     ),
-    "the bias dropped": ("linear", "pypto.add(at.cut(product, (0, out)), bias)", "at.cut(product, (0, out))"),
+    "the bias dropped": (
+        "linear",
+        "pypto.add(at.cut(product, (0, out)), at.spread(bias, out))",
+        "at.cut(product, (0, out))",
+    ),
     "the choice without its bias": ("route_topk", "pypto.add(scores, bias)", "pypto.add(scores, 0.0)"),
     "weights of the biased scores": (
         "route_topk",

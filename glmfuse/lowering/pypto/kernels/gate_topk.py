@@ -18,7 +18,7 @@ def build(
     """The kernel of `gate_topk`.
 
     x [tokens, hidden], w [experts, hidden], bias [1, experts] fp32 -> weights [tokens, top_k] fp32, ids
-    [tokens, top_k] int32. A product of bf16 or fp16 operands is exact in fp32, so where both are stored
+    [tokens, top_k] int64. A product of bf16 or fp16 operands is exact in fp32, so where both are stored
     alike the matrix product reads them as they are: the sum is the one of the pattern, which casts both
     first. Where w is fp32 and x is not, x is cast in a stage of its own. block: tokens of a round. rows,
     and x_rows with width: the vector tiles of scores and of that cast.
@@ -56,7 +56,7 @@ def build(
         w: pypto.Tensor([], w_element),
         bias: pypto.Tensor([], pypto.DT_FP32),
         weights: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_FP32),
-        ids: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_INT32),
+        ids: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_INT64),
     ):
         tokens = x.shape[0]
         for i in pypto.loop((tokens + block - 1) // block, name="T", idx_name="i"):

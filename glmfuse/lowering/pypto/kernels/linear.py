@@ -11,7 +11,7 @@ from glmfuse.lowering.pypto.tiling import CubeTile
 
 
 def build(hidden: int, out: int, block: int, rows: int, width: int, cube: CubeTile, has_bias: bool, dtype: str) -> Any:
-    """The kernel of `linear`: x [tokens, hidden], w [out, hidden], bias [1, out] fp32 -> y [tokens, out].
+    """The kernel of `linear`: x [tokens, hidden], w [out, hidden], bias [1, out] -> y [tokens, out].
 
     block: tokens of a round. rows, width: the vector tile of the bias.
     """
@@ -23,7 +23,7 @@ def build(hidden: int, out: int, block: int, rows: int, width: int, cube: CubeTi
         def linear(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             w: pypto.Tensor([], element),
-            bias: pypto.Tensor([], pypto.DT_FP32),
+            bias: pypto.Tensor([], element),
             y: pypto.Tensor([pypto.DYNAMIC, ...], element),
         ):
             tokens = x.shape[0]
@@ -32,7 +32,7 @@ def build(hidden: int, out: int, block: int, rows: int, width: int, cube: CubeTi
                 pypto.set_cube_tile_shapes(*cube.arguments())
                 product = project(at.of(x, hidden), w, pypto.DT_FP32)
                 pypto.set_vec_tile_shapes(rows, width)
-                at.put(pypto.cast(pypto.add(at.cut(product, (0, out)), bias), element), y, 0)
+                at.put(pypto.cast(pypto.add(at.cut(product, (0, out)), at.spread(bias, out)), element), y, 0)
 
     else:
 

@@ -16,10 +16,10 @@ from glmfuse.lowering.pypto.tiling import round_up
 def build(front: Front) -> Any:
     """The kernel of `norm_qkv_rope`.
 
-    x, residual [tokens, hidden]; gamma [1, hidden] fp32; weights [out, in], where merged all rows in the
-    first; bias [1, width] fp32 of all three projections; gains [1, heads + kv_heads, head_dim] fp32, the
-    norms' weights spread over the heads; cos, sin [tokens, 1, rotary] -> q [tokens, heads, head_dim], k, v,
-    and with a residual the sum. What a variant does not have is passed as any small tensor and not read.
+    x, residual [tokens, hidden]; gamma [1, hidden]; weights [out, in] and biases [1, out], where merged all
+    rows in the first; g_q, g_k [1, 1, head_dim], the weights of the heads' norms; cos, sin
+    [tokens, 1, rotary] -> q [tokens, heads, head_dim], k, v, and with a residual the sum. What a variant does
+    not have is passed as any small tensor and not read.
     """
     element = getattr(pypto, front.dtype)
     if front.has_residual:
@@ -28,12 +28,15 @@ def build(front: Front) -> Any:
         def norm_qkv_rope(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             residual: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            gamma: pypto.Tensor([], pypto.DT_FP32),
+            gamma: pypto.Tensor([], element),
             w_q: pypto.Tensor([], element),
             w_k: pypto.Tensor([], element),
             w_v: pypto.Tensor([], element),
-            bias: pypto.Tensor([], pypto.DT_FP32),
-            gains: pypto.Tensor([], pypto.DT_FP32),
+            b_q: pypto.Tensor([], element),
+            b_k: pypto.Tensor([], element),
+            b_v: pypto.Tensor([], element),
+            g_q: pypto.Tensor([], element),
+            g_k: pypto.Tensor([], element),
             cos: pypto.Tensor([pypto.DYNAMIC, ...], element),
             sin: pypto.Tensor([pypto.DYNAMIC, ...], element),
             q: pypto.Tensor([pypto.DYNAMIC, ...], element),
@@ -44,20 +47,23 @@ def build(front: Front) -> Any:
             tokens = x.shape[0]
             for i in pypto.loop((tokens + front.block - 1) // front.block, name="T", idx_name="i"):
                 at = Round(front, Block(front.block, i, tokens))
-                products = at.project(at.norm(x, residual, gamma, total), [w_q, w_k, w_v], bias)
-                at.heads(products, gains, cos, sin, [q, k, v])
+                products = at.project(at.norm(x, residual, gamma, total), [w_q, w_k, w_v], [b_q, b_k, b_v])
+                at.heads(products, [g_q, g_k], cos, sin, [q, k, v])
 
     else:
 
         @pypto.frontend.jit()
         def norm_qkv_rope(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            gamma: pypto.Tensor([], pypto.DT_FP32),
+            gamma: pypto.Tensor([], element),
             w_q: pypto.Tensor([], element),
             w_k: pypto.Tensor([], element),
             w_v: pypto.Tensor([], element),
-            bias: pypto.Tensor([], pypto.DT_FP32),
-            gains: pypto.Tensor([], pypto.DT_FP32),
+            b_q: pypto.Tensor([], element),
+            b_k: pypto.Tensor([], element),
+            b_v: pypto.Tensor([], element),
+            g_q: pypto.Tensor([], element),
+            g_k: pypto.Tensor([], element),
             cos: pypto.Tensor([pypto.DYNAMIC, ...], element),
             sin: pypto.Tensor([pypto.DYNAMIC, ...], element),
             q: pypto.Tensor([pypto.DYNAMIC, ...], element),
@@ -67,8 +73,8 @@ def build(front: Front) -> Any:
             tokens = x.shape[0]
             for i in pypto.loop((tokens + front.block - 1) // front.block, name="T", idx_name="i"):
                 at = Round(front, Block(front.block, i, tokens))
-                products = at.project(at.norm(x, None, gamma, None), [w_q, w_k, w_v], bias)
-                at.heads(products, gains, cos, sin, [q, k, v])
+                products = at.project(at.norm(x, None, gamma, None), [w_q, w_k, w_v], [b_q, b_k, b_v])
+                at.heads(products, [g_q, g_k], cos, sin, [q, k, v])
 
     return norm_qkv_rope
 
@@ -90,11 +96,11 @@ class Round:
         if residual is not None:
             part = add(part, at.of(residual, front.hidden), self.element)
             at.put(part, total, 0)
-        hidden = normalise(part, gamma, front.hidden, front.eps, self.element)
+        hidden = normalise(part, at.spread(gamma, front.hidden), front.hidden, front.eps, self.element)
         scope(-1)
         return hidden
 
-    def project(self, hidden: Any, weights: list[Any], bias: Any) -> Any:
+    def project(self, hidden: Any, weights: list[Any], biases: list[Any]) -> Any:
         """All heads, fp32, in as many layers as have to be summed.
 
         [layers, block, heads, head_dim]: one for each slice of hidden, and the bias as the last. Adding the
@@ -110,9 +116,10 @@ class Round:
                 product = pypto.matmul(left, right, pypto.DT_FP32, b_trans=True)
                 pypto.assemble(product, [index * front.block, first * front.head_dim], products)
         if front.has_bias:
-            pypto.set_vec_tile_shapes(front.bias_rows, round_up(width, 8))
-            spread = pypto.expand_clone(bias, [front.block, width])
-            pypto.assemble(spread, [cube.slices * front.block, 0], products)
+            for first, count, bias in self.parts(biases):
+                pypto.set_vec_tile_shapes(front.bias_rows, round_up(count * front.head_dim, 16))
+                spread = widened(pypto.expand_clone(bias, [front.block, count * front.head_dim]))
+                pypto.assemble(spread, [cube.slices * front.block, first * front.head_dim], products)
         shape = [front.all_heads, front.head_dim]
         if front.layers > 1:
             pypto.set_vec_tile_shapes(front.layers, front.head_rows, *shape)
@@ -130,7 +137,7 @@ class Round:
         return self.at.cut(hidden, (index * depth, depth)), rows
 
     def parts(self, weights: list[Any]) -> list[tuple[int, int, Any]]:
-        """(first head, heads, weight) of each product."""
+        """(first head, heads, weight or bias) of each product."""
         front = self.front
         if front.merged:
             return [(0, front.all_heads, weights[0])]
@@ -141,16 +148,27 @@ class Round:
         """Queries and keys together, since they are treated alike; then values."""
         front = self.front
         turning = front.heads + front.kv_heads
+        spread = self.spread(gains) if front.has_qk_norm else None
         scope(2)
         value = self.sum_of(products, 0, turning)
         if front.has_qk_norm:
-            value = widened(normalise(value, gains, front.head_dim, front.eps, self.element))
+            value = widened(normalise(value, spread, front.head_dim, front.eps, self.element))
         self.rotate(value, turning, cos, sin, outputs)
         scope(-1)
         scope(3)
         value = pypto.cast(self.sum_of(products, turning, front.kv_heads), self.element)
         self.at.put(value, outputs[2], 0, 0)
         scope(-1)
+
+    def spread(self, gains: list[Any]) -> Any:
+        """The norms' weights over their heads, fp32 [1, heads + kv_heads, head_dim], made beside the first stage."""
+        front = self.front
+        table = pypto.tensor([1, front.heads + front.kv_heads, front.head_dim], pypto.DT_FP32, "gains")
+        for first, count, gain in ((0, front.heads, gains[0]), (front.heads, front.kv_heads, gains[1])):
+            pypto.set_vec_tile_shapes(1, count, front.head_dim)
+            spread = pypto.expand_clone(gain, [1, count, front.head_dim])
+            pypto.assemble(widened(spread), [0, first, 0], table)
+        return table
 
     def sum_of(self, products: Any, first: int, count: int) -> Any:
         """Some heads of the projections, summed over the layers, as fp32 rounded to the storage dtype."""

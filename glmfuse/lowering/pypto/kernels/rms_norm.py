@@ -10,7 +10,7 @@ from glmfuse.lowering.pypto.kernels.vector import Block, rounded, scope, widened
 
 
 def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str, has_residual: bool) -> Any:
-    """The kernel of `rms_norm`: x [tokens, hidden], w [1, hidden] fp32 -> y [tokens, hidden].
+    """The kernel of `rms_norm`: x [tokens, hidden], w [1, hidden] -> y [tokens, hidden].
 
     With a residual that of `add_rms_norm`: x, residual, w -> y, and the sum. block: tokens of a round.
     rows, width: the vector tile.
@@ -23,7 +23,7 @@ def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str
         def rms_norm(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             residual: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            w: pypto.Tensor([], pypto.DT_FP32),
+            w: pypto.Tensor([], element),
             y: pypto.Tensor([pypto.DYNAMIC, ...], element),
             total: pypto.Tensor([pypto.DYNAMIC, ...], element),
         ):
@@ -34,7 +34,7 @@ def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str
                 scope(1)  # one task for each vector tile
                 both = add(at.of(x, hidden), at.of(residual, hidden), element)
                 at.put(both, total, 0)
-                at.put(normalise(both, w, hidden, eps, element), y, 0)
+                at.put(normalise(both, at.spread(w, hidden), hidden, eps, element), y, 0)
                 scope(-1)
 
     else:
@@ -42,7 +42,7 @@ def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str
         @pypto.frontend.jit()
         def rms_norm(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            w: pypto.Tensor([], pypto.DT_FP32),
+            w: pypto.Tensor([], element),
             y: pypto.Tensor([pypto.DYNAMIC, ...], element),
         ):
             tokens = x.shape[0]
@@ -50,7 +50,7 @@ def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str
                 at = Block(block, i, tokens)
                 pypto.set_vec_tile_shapes(rows, width)
                 scope(1)
-                at.put(normalise(at.of(x, hidden), w, hidden, eps, element), y, 0)
+                at.put(normalise(at.of(x, hidden), at.spread(w, hidden), hidden, eps, element), y, 0)
                 scope(-1)
 
     return rms_norm
@@ -64,8 +64,7 @@ def add(x: Any, residual: Any, element: Any) -> Any:
 def normalise(x: Any, weight: Any, width: int, eps: float, element: Any) -> Any:
     """Round(x / rms) * w, rounded: the pattern rounds to the storage dtype before the weight and after it.
 
-    Over the last axis, of `width`. weight comes in fp32, and spread over all axes but the first: a cast that
-    several tiles share would be a task and a stage of its own.
+    Over the last axis, of `width`; the weight in fp32, spread over the other axes.
     """
     wide = widened(x)
     mean = pypto.sum(pypto.mul(pypto.mul(wide, wide), 1.0 / width), -1, keepdim=True)

@@ -27,7 +27,7 @@ class Choice:
     rows: int
 
     def choose(self, at: Block, logits: Any, bias: Any, weights: Any, ids: Any) -> None:
-        """From logits [size, experts] fp32 to the round's rows of weights fp32 and ids int32 [tokens, top_k]."""
+        """From logits [size, experts] fp32 to the round's rows of weights fp32 and ids int64 [tokens, top_k]."""
         pypto.set_vec_tile_shapes(self.rows, round_up(self.experts, SMALLEST))
         scores = sigmoid(logits, at.full(1.0, self.experts))
         choice = pypto.add(scores, bias)
@@ -39,7 +39,7 @@ class Choice:
         if self.renormalize:
             taken = pypto.div(taken, pypto.add(pypto.sum(taken, -1, True), 1e-20))
         at.put(pypto.mul(taken, self.scale), weights, 0)
-        at.put(chosen, ids, 0)
+        at.put(pypto.cast(chosen, pypto.DT_INT64), ids, 0)
 
     def in_best_groups(self, at: Block, choice: Any) -> Any:
         """Scores, -inf outside the groups whose two best have the largest sums."""
@@ -66,7 +66,7 @@ def build(
     """The kernel of `route_topk`.
 
     logits [tokens, experts] fp32, bias [1, experts] fp32 -> weights [tokens, top_k] fp32, ids [tokens, top_k]
-    int32. block: tokens of a round. rows: tokens of a vector tile.
+    int64. block: tokens of a round. rows: tokens of a vector tile.
     """
     choice = Choice(experts, top_k, n_group, topk_group, renormalize, scale, rows)
 
@@ -75,7 +75,7 @@ def build(
         logits: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_FP32),
         bias: pypto.Tensor([], pypto.DT_FP32),
         weights: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_FP32),
-        ids: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_INT32),
+        ids: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_INT64),
     ):
         tokens = logits.shape[0]
         for i in pypto.loop((tokens + block - 1) // block, name="T", idx_name="i"):

@@ -29,6 +29,13 @@ class Block:
         """Store a value of this round into a tensor [tokens, ...]."""
         pypto.assemble(value, [self.start, *offsets], tensor)
 
+    def spread(self, weight: Any, *shape: int) -> Any:
+        """A weight [1, *shape] for every token, in fp32.
+
+        Spread before it is cast: a cast that several tiles share would be a task and a stage of its own.
+        """
+        return widened(pypto.expand_clone(weight, [self.size, *shape], valid_shape=self.sizes(*shape)))
+
     def full(self, value: float, *shape: int) -> Any:
         """A constant in fp32 [size, *shape]."""
         return pypto.full([self.size, *shape], value, pypto.DT_FP32, valid_shape=self.sizes(*shape))

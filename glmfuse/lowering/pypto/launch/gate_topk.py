@@ -8,7 +8,7 @@ from torch import Tensor
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, router_dtypes, row_fits
-from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, MOST_ROWS, weights_and_ids, with_long_ids
+from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, MOST_ROWS, weights_and_ids
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import cube_tile, tokens_of_round, vector_rows, vector_tile
 from glmfuse.matching.select import Request
@@ -63,7 +63,7 @@ def _launch(
         w_dtype=DTYPES[w.dtype],
     )
     inputs = (x, w, bias.to(torch.float32).view(1, experts))
-    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), with_long_ids)
+    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), tuple)
 
 
 GATE_TOPK = PyptoKernel(_limits, _launch)

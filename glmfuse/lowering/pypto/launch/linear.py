@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
@@ -43,7 +42,7 @@ def _launch(chip: Chip, x: Tensor, w: Tensor, b: Tensor | None) -> Launch:
         has_bias=b is not None,
         dtype=DTYPES[x.dtype],
     )
-    bias = () if b is None else (b.to(torch.float32).view(1, out),)
+    bias = () if b is None else (b.view(1, out),)
     shape = (*x.shape[:-1], out)
     return Launch(kernel, (flat, w, *bias), (((tokens, out), x.dtype),), lambda made: made[0].view(shape))
 

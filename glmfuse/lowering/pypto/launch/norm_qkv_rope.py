@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -82,9 +80,10 @@ def _launch(
         cube=cube_tile(chip, block, hidden, sum(counts) * head_dim, x.element_size(), slices=2),
         dtype=DTYPES[x.dtype],
     )
-    bias = _bias((b_q, b_k, b_v), counts, head_dim, merged=w_k is None)
-    gains = _gains(((w_q_norm, num_heads), (w_k_norm, num_kv_heads)), head_dim)
+    nothing = x.new_zeros(1, 16)  # for what this variant does not have, and its kernel does not read
     weights = [w_q if weight is None else weight for weight in (w_q, w_k, w_v)]
+    biases = [nothing if bias is None else bias.view(1, -1) for bias in (b_q, b_k, b_v)]
+    gains = [nothing if gain is None else gain.view(1, 1, head_dim) for gain in (w_q_norm, w_k_norm)]
     flat = [tensor.reshape(tokens, hidden) for tensor in (x, residual) if tensor is not None]
     angles = [table.expand(batch, 1, length, -1).reshape(tokens, 1, -1) for table in (cos, sin)]
     outputs: list[tuple[tuple[int, ...], torch.dtype]] = [((tokens, count, head_dim), x.dtype) for count in counts]
@@ -95,32 +94,9 @@ def _launch(
         q, k, v = (heads.view(batch, length, -1, head_dim).transpose(1, 2) for heads in made[:3])
         return (q.contiguous(), k.contiguous(), v, *(total.view(x.shape) for total in made[3:]))
 
-    inputs = (*flat, w_norm.to(torch.float32).view(1, hidden), *weights, bias, gains, *angles)
+    inputs = (*flat, w_norm.view(1, hidden), *weights, *biases, *gains, *angles)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
     return Launch(kernel, inputs, tuple(outputs), finish)
-
-
-def _bias(given: Sequence[Tensor | None], counts: Sequence[int], head_dim: int, *, merged: bool) -> Tensor:
-    """The bias of all projections as fp32 [1, width], zeros where one has none."""
-    if given[0] is None:
-        return _nothing()
-    if merged:
-        return given[0].to(torch.float32).view(1, -1)
-    parts = [
-        torch.zeros(count * head_dim) if part is None else part.to(torch.float32)
-        for part, count in zip(given, counts, strict=True)
-    ]
-    return torch.cat(parts).view(1, -1)
-
-
-def _gains(given: Sequence[tuple[Tensor | None, int]], head_dim: int) -> Tensor:
-    """The norms' weights as fp32 [1, heads + kv_heads, head_dim]: PyPTO broadcasts along one axis only."""
-    spread = [gain.to(torch.float32).view(1, 1, head_dim).expand(1, n, -1) for gain, n in given if gain is not None]
-    return torch.cat(spread, dim=1) if spread else _nothing()
-
-
-def _nothing() -> Tensor:
-    return torch.zeros(1, 8)
 
 
 NORM_QKV_ROPE = PyptoKernel(_limits, _launch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
@@ -43,7 +42,7 @@ def _launch(chip: Chip, x: Tensor, w: Tensor, eps: float, residual: Tensor | Non
         has_residual=residual is not None,
     )
     others = () if residual is None else (residual.reshape(-1, hidden),)
-    inputs = (flat, *others, w.to(torch.float32).view(1, hidden))
+    inputs = (flat, *others, w.view(1, hidden))
     outputs = ((tuple(flat.shape), x.dtype),) * (1 + len(others))
 
     def finish(made: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:

@@ -46,17 +46,12 @@ def _launch(
         rows=min(MOST_ROWS, vector_rows(chip, experts, block, LIVE_ROWS)),
     )
     inputs = (logits, bias.to(torch.float32).view(1, experts))
-    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), with_long_ids)
+    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), tuple)
 
 
 def weights_and_ids(tokens: int, top_k: int) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """The outputs of a router's kernel."""
-    return ((tokens, top_k), torch.float32), ((tokens, top_k), torch.int32)
-
-
-def with_long_ids(made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The ids as the pattern has them."""
-    return made[0], made[1].to(torch.int64)
+    return ((tokens, top_k), torch.float32), ((tokens, top_k), torch.int64)
 
 
 ROUTE_TOPK = PyptoKernel(_limits, _launch)
