@@ -1,9 +1,11 @@
 """Every pattern that glmfuse looks for; a pattern not in PATTERNS does not exist."""
 
 from glmfuse.matching.pattern import Pattern
+from glmfuse.patterns.attention import attention
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
+from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
 from glmfuse.patterns.route_topk import route_topk
@@ -19,4 +21,6 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_qkv_rope,
     gate_topk,
     swiglu_mlp,
+    attention,
+    paged_attention,
 )

@@ -11,7 +11,7 @@ from typing import Any
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret
 from glmfuse.lowering.pypto.registry import KERNELS
-from glmfuse.lowering.target import Kernel, Target
+from glmfuse.lowering.target import Kernel, Target, saved_launches
 from glmfuse.matching.select import Request
 
 _TOOLS = (("cmake", "cmake"), ("c++", "g++"))
@@ -33,7 +33,7 @@ def not_by_default() -> str | None:
 
 
 def _kernel(kernel: PyptoKernel) -> Kernel:
-    return Kernel(_run(kernel), _supports(kernel))
+    return Kernel(_run(kernel), _supports(kernel), lambda request: saved_launches(request) + kernel.spared)
 
 
 def _run(kernel: PyptoKernel) -> Callable[..., Any]:
