@@ -88,15 +88,19 @@ def _anchors(graph: SearchGraph, index: Index) -> list[tuple[Term, Definition]]:
     """What to match the graph around: its rarest operator, and its output where sites share that.
 
     Around a value that several sites read, such as one mask of all layers, only one of them is found. A
-    value that all arguments went into is not shared.
+    value that all the output's arguments went into is not shared.
     """
     rarest = _rarest(graph, index)
     found = [(rarest, at) for at in index.occurrences(rarest.op)]
     readers = sum(rarest in sources for sources in graph.sources.values())
     is_shared = any(len(index.users.get(at.value, ())) > max(readers, 1) for _, at in found)
-    if is_shared and not set(graph.inputs.values()) <= set(live_terms((rarest,))):
+    if is_shared and not _arguments_of(graph.outputs[0]) <= _arguments_of(rarest):
         found += [(graph.outputs[0], at) for at in index.occurrences(graph.outputs[0].op)]
     return found
+
+
+def _arguments_of(term: Term) -> set[Term]:
+    return {source for source in live_terms((term,)) if source.op is INPUT}
 
 
 def _rarest(graph: SearchGraph, index: Index) -> Term:
