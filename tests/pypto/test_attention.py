@@ -10,7 +10,7 @@ import torch
 
 from glmfuse import Report
 from glmfuse.lowering.pypto import target
-from glmfuse.lowering.pypto.checking import _widened, distance
+from glmfuse.lowering.pypto.checking import distance, widened
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import Geometry, arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import interpret
@@ -46,7 +46,7 @@ def check(name: str, values: dict[str, Any]) -> None:
     """The kernel, compiled through all passes, is no further from the exact result than eager."""
     found = interpret(KERNELS[name].launch(ASCEND_910B, **values), Mode.COMPILE)
     eager = PATTERNS[name].function(**values)
-    exact = {key: _widened(value) for key, value in values.items()}
+    exact = {key: widened(value) for key, value in values.items()}
     assert distance(name, found, exact) <= distance(name, eager, exact)
 
 
@@ -55,6 +55,13 @@ def check(name: str, values: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", PATTERNS)
 def test_edges_of_the_limits(name: str, edge: str, tokens: int) -> None:
     check(name, arguments(name, EDGES[edge], tokens, torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_many_sequences(name: str) -> None:
+    """With short caches: the interpreter keeps the caches for every round of a loop."""
+    at = replace(TINY, heads=4, kv_heads=1, cached=16, block=16)
+    check(name, arguments(name, at, 512, torch.bfloat16))
 
 
 def test_what_lies_past_a_sequence_is_not_read() -> None:

@@ -60,7 +60,7 @@ def check(pattern: str, shape: str, tokens: int, dtype: torch.dtype = torch.bflo
     """Compile a kernel through all passes and compare its numerics with the pattern function's."""
     values = arguments(pattern, geometry(shape), tokens, dtype, seed)
     alike = KERNELS[pattern].rounds_alike
-    exact = values if alike else {name: _widened(value) for name, value in values.items()}
+    exact = values if alike else {name: widened(value) for name, value in values.items()}
     allowed = KERNEL_RELATIVE_L2[dtype] if alike else distance(pattern, _FUNCTIONS[pattern](**values), exact)
     launch = KERNELS[pattern].launch(ASCEND_910B, **values)
     try:
@@ -70,7 +70,8 @@ def check(pattern: str, shape: str, tokens: int, dtype: torch.dtype = torch.bflo
     return Check(pattern, shape, tokens, distance(pattern, found, exact), allowed)
 
 
-def _widened(value: Any) -> Any:
+def widened(value: Any) -> Any:
+    """An argument in fp64, if it is a tensor of floats."""
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
