@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
 from torch._functorch.aot_autograd import aot_module_simplified
-from torch._guards import tracing
+from torch._guards import detect_fake_mode, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -54,8 +54,11 @@ def capture_model(
 
 
 def trace(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """The aten graph of `function(*inputs)`, inference only; the inputs are fake tensors of one mode."""
-    with isolated(), torch.no_grad():
+    """The aten graph of `function(*inputs)`, inference only; the inputs are fake tensors of one mode.
+
+    That mode is entered, as AOT does, for the tensors that operators make of numbers alone.
+    """
+    with isolated(), torch.no_grad(), detect_fake_mode(inputs) or contextlib.nullcontext():
         return make_fx(function, tracing_mode="real", _allow_non_fake_inputs=False)(*inputs)
 
 

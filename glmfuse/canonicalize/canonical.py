@@ -70,7 +70,7 @@ class _Build:
         for rule in RULES.get(op, ()):
             if (term := rule(self, args, val)) is not None:
                 return term
-        key = (op, typed(args)) if is_function_of_values(op) or op is AFTER else None
+        key = (op, typed(args)) if is_function_of_values(op, args) or op is AFTER else None
         term = self.shared.get(key) if key is not None else None
         if term is None:
             term = Term(op, args, val, node, len(self.terms))
@@ -100,7 +100,7 @@ class _Build:
         if isinstance(op, OpOverload):
             for position in written_arguments(op):
                 self.write(node.args[position] if position < len(node.args) else None, len(self.terms))
-        elif not is_pure(op) and not isinstance(op, torch._ops.HigherOrderOperator):
+        elif not is_pure(op, args) and not isinstance(op, torch._ops.HigherOrderOperator):
             for known in list(self.storage.values()):
                 self.write(known, len(self.terms))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -59,16 +60,25 @@ def full_arguments(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], val: A
     return tuple(full)
 
 
-def is_pure(op: Op) -> bool:
+def is_pure(op: Op, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> bool:
     """Whether equal arguments always give equal results and nothing is written."""
     if isinstance(op, OpOverload):
-        return not op._schema.is_mutable and torch.Tag.nondeterministic_seeded not in op.tags
+        draws = torch.Tag.nondeterministic_seeded in op.tags and not _drops_nothing(op, args, kwargs or {})
+        return not op._schema.is_mutable and not draws
     return op in _SYMBOLIC or getattr(op, "__module__", "") in ("_operator", "math")
 
 
-def is_function_of_values(op: Op) -> bool:
+def _drops_nothing(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether all that the operator would draw is a dropout, and that is 0, as in attention at inference."""
+    for position, (name, default, _) in enumerate(parameters(op)):
+        if name == "dropout_p":
+            return bool((args[position] if position < len(args) else kwargs.get(name, default)) == 0.0)
+    return False
+
+
+def is_function_of_values(op: Op, args: Sequence[Any]) -> bool:
     """Whether equal values of the arguments, however they lie in memory, give equal results."""
-    return is_pure(op) and op not in _MEMORY
+    return is_pure(op, args) and op not in _MEMORY
 
 
 def written_arguments(op: OpOverload) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from glmfuse.matching.index import Definition, Index
 from glmfuse.matching.match import Match, Mismatch
 from glmfuse.matching.matcher import match_at
 from glmfuse.matching.pattern import NAMESPACE, Pattern
-from glmfuse.matching.search import SearchGraph, search_graph, variants
+from glmfuse.matching.search import SearchGraph, live_terms, search_graph, variants
 
 Missed = Mapping[str, set[Term]]
 """By pattern name, the values at which it nearly matched."""
@@ -63,8 +63,7 @@ def _find_pattern(
     for graph in _graphs(pattern, dtypes):
         if any(not index.occurrences(op) for op in graph.ops):
             continue
-        anchor = _rarest(graph, index)
-        for at in tuple(index.occurrences(anchor.op)):
+        for anchor, at in _anchors(graph, index):
             result = match_at(index, graph, anchor, at)
             if isinstance(result, Mismatch):
                 continue
@@ -83,6 +82,25 @@ def _find_pattern(
 
 def _graphs(pattern: Pattern, dtypes: Iterable[torch.dtype]) -> Iterable[SearchGraph]:
     return (search_graph(pattern, variant, dtype) for variant in variants(pattern) for dtype in dtypes)
+
+
+def _anchors(graph: SearchGraph, index: Index) -> list[tuple[Term, Definition]]:
+    """What to match the graph around: its rarest operator, and its output where sites share that.
+
+    Around a value that several sites read, such as one mask of all layers, only one of them is found. A
+    value that all the output's arguments went into is not shared.
+    """
+    rarest = _rarest(graph, index)
+    found = [(rarest, at) for at in index.occurrences(rarest.op)]
+    readers = sum(rarest in sources for sources in graph.sources.values())
+    is_shared = any(len(index.users.get(at.value, ())) > max(readers, 1) for _, at in found)
+    if is_shared and not _arguments_of(graph.outputs[0]) <= _arguments_of(rarest):
+        found += [(graph.outputs[0], at) for at in index.occurrences(graph.outputs[0].op)]
+    return found
+
+
+def _arguments_of(term: Term) -> set[Term]:
+    return {source for source in live_terms((term,)) if source.op is INPUT}
 
 
 def _rarest(graph: SearchGraph, index: Index) -> Term:

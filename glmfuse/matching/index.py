@@ -37,7 +37,7 @@ class Index:
     def of(cls, canonical: Canonical) -> Index:
         """Index every term that an output or a write of the graph depends on."""
         index = cls()
-        roots = [term for term in canonical.terms if term.op is not INPUT and not is_pure(term.op)]
+        roots = [term for term in canonical.terms if term.op is not INPUT and not is_pure(term.op, term.args)]
         for term in live_terms((canonical.outputs, tuple(roots))):
             index._add(Definition(term, term))
         return index

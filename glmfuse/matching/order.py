@@ -14,7 +14,7 @@ def kept_order(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
     position = {node: index for index, node in enumerate(graph.nodes)}
     last: fx.Node | None = None
     for node in graph.nodes:
-        if node.op == "call_function" and not is_pure(node.target):
+        if node.op == "call_function" and not is_pure(node.target, node.args, node.kwargs):
             if last is not None:
                 yield last, node
             last = node

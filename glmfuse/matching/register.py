@@ -133,9 +133,9 @@ def _check_outputs(made: Pattern, traced: Traced) -> None:
     if any(output.op is INPUT for output in outputs):
         raise PatternError(made.name, made.where, "it returns one of its arguments; outputs are fresh tensors")
     for term in traced.canonical.terms:
-        if term.op is not INPUT and not is_pure(term.op):
+        if term.op is not INPUT and not is_pure(term.op, term.args):
             raise PatternError(made.name, made.where, f"{describe_op(term.op)} writes or draws at random")
-        if term.op is not INPUT and not is_function_of_values(term.op):
+        if term.op is not INPUT and not is_function_of_values(term.op, term.args):
             raise PatternError(made.name, made.where, f"{describe_op(term.op)} reads memory, not values")
     for output in outputs:
         if not any(term.op is INPUT for term in live_terms((output,))):

@@ -2,9 +2,11 @@
 
 from glmfuse.matching.pattern import Pattern
 from glmfuse.patterns.add_rms_norm import add_rms_norm
+from glmfuse.patterns.attention import attention
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
+from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
 from glmfuse.patterns.route_topk import route_topk
@@ -21,4 +23,6 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_qkv_rope,
     gate_topk,
     swiglu_mlp,
+    attention,
+    paged_attention,
 )

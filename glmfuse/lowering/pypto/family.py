@@ -15,7 +15,10 @@ from glmfuse.errors import OptionError
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The sizes of one decoder layer on one device; `inter` is the shared expert's width."""
+    """The sizes of one decoder layer on one device; `inter` is the shared expert's width.
+
+    cached: tokens in a cache at most, block: of these in one block of a paged cache.
+    """
 
     hidden: int
     heads: int
@@ -29,6 +32,8 @@ class Geometry:
     topk_group: int = 1
     scale: float = 2.5
     qk_norm: bool = True
+    cached: int = 1024
+    block: int = 128
 
     def split(self, devices: int) -> Geometry:
         """One device's part under tensor parallelism; kv heads are repeated where there are too few."""
@@ -50,7 +55,7 @@ MODELS: Final[Mapping[str, Geometry]] = MappingProxyType(
         "glm-4.5-air": _AIR,
         "glm-4.6": _GLM_45,
         "glm-4.7": _GLM_45,
-        "tiny": Geometry(64, 8, 2, 16, 8, 8, 2, 32, n_group=4, topk_group=2),
+        "tiny": Geometry(64, 8, 2, 16, 8, 8, 2, 32, n_group=4, topk_group=2, cached=320, block=32),
     }
 )
 DEVICES: Final = (1, 2, 4, 8, 16)
@@ -171,6 +176,37 @@ def _norm_qkv_rope(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     }
 
 
+def _attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    kept = at.cached - 3  # no multiple of anything
+    mask = draw(tokens, 1, 1, kept, wide=True) > 0
+    mask[..., 0] = True
+    mask[0, ..., kept // 2 :] = False
+    return {
+        "q": draw(tokens, at.heads, 1, at.head_dim),
+        "k": draw(tokens, at.kv_heads, kept, at.head_dim),
+        "v": draw(tokens, at.kv_heads, kept, at.head_dim),
+        "mask": mask if tokens % 2 else None,
+        "scale": at.head_dim**-0.5,
+    }
+
+
+def _paged_attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    """Blocks in any order, some in no table; the first sequence fills its blocks, the second has one token."""
+    each = at.cached // at.block
+    blocks = tokens * each + 3
+    order = draw(blocks, wide=True).argsort()[: tokens * each]
+    lengths = (draw(tokens, wide=True).abs() * at.cached / 3).int().clamp(1, at.cached)
+    lengths[:2] = torch.tensor([at.cached, 1])[:tokens]
+    return {
+        "q": draw(tokens, at.heads, at.head_dim),
+        "k_cache": draw(blocks, at.block, at.kv_heads, at.head_dim),
+        "v_cache": draw(blocks, at.block, at.kv_heads, at.head_dim),
+        "table": order.int().view(tokens, each),
+        "lengths": lengths,
+        "scale": at.head_dim**-0.5,
+    }
+
+
 _ARGUMENTS: Mapping[str, Callable[[Geometry, int, Draw], dict[str, Any]]] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
@@ -181,4 +217,6 @@ _ARGUMENTS: Mapping[str, Callable[[Geometry, int, Draw], dict[str, Any]]] = {
     "norm_qkv_rope": _norm_qkv_rope,
     "gate_topk": _gate_topk,
     "swiglu_mlp": _swiglu_mlp,
+    "attention": _attention,
+    "paged_attention": _paged_attention,
 }

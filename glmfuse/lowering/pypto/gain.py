@@ -68,9 +68,10 @@ class Sizes:
         return int(tokens) if tokens.is_Integer else None if tokens.is_number else tokens
 
 
-def gain(request: Request) -> Gain:
+def gain(request: Request, spared: int = 0) -> Gain:
     """Simulated where the table has the site's sizes; by the launches saved where it has not.
 
+    spared: launches that the pattern is worth beyond the operators that spell it.
     Where the number of tokens varies it is the least gain of all numbers in the table.
     """
     for shape, rows in _table().get(request.pattern.name, {}).items():
@@ -83,7 +84,7 @@ def gain(request: Request) -> Gain:
             least = min(gains, key=lambda found: found.saved)
             basis = least.basis.format(launch=f"{request.launch_us:g} us a launch")
             return Gain(least.fused, least.separate, basis)
-    return Gain.of_launches(request.compute_nodes, request.launch_us)
+    return Gain.of_launches(request.compute_nodes + spared, request.launch_us)
 
 
 def _rows_for(rows: tuple[Row, ...], tokens: Size) -> Iterator[tuple[Row, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from glmfuse.lowering.pypto.launch.attention import ATTENTION, PAGED_ATTENTION
 from glmfuse.lowering.pypto.launch.gate_topk import GATE_TOPK
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel
 from glmfuse.lowering.pypto.launch.linear import LINEAR
@@ -26,5 +27,7 @@ KERNELS: Mapping[str, PyptoKernel] = MappingProxyType(
         "norm_qkv_rope": NORM_QKV_ROPE,
         "gate_topk": GATE_TOPK,
         "swiglu_mlp": SWIGLU_MLP,
+        "attention": ATTENTION,
+        "paged_attention": PAGED_ATTENTION,
     }
 )

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def has_npu() -> bool:
 
 
 def _kernel(kernel: PyptoKernel) -> Kernel:
-    return Kernel(_run(kernel), _supports(kernel), gain)
+    return Kernel(_run(kernel), _supports(kernel), partial(gain, spared=kernel.spared))
 
 
 def _run(kernel: PyptoKernel) -> Callable[..., Any]:

@@ -40,11 +40,15 @@ class PyptoKernel:
     """What a pattern needs to run as a PyPTO kernel.
 
     limits: None, or why the kernel cannot take such a site, with the number that exceeds.
-    launch: the launch for a pattern's arguments, by name.
+    launch: the launch for a pattern's arguments, by name. spared: launches that its pattern is worth beyond
+    the operators that spell it here. rounds_alike: whether it rounds where its pattern
+    function rounds; one that rounds less is only held to be as near to the exact result.
     """
 
     limits: Callable[[Chip, SiteRequest], str | None]
     launch: Callable[..., Launch]
+    spared: int = 0
+    rounds_alike: bool = True
 
 
 def interpret(launch: Launch, mode: Mode = Mode.INTERPRET) -> Result:
