@@ -207,7 +207,7 @@ def test_a_kernel_of_a_users_target_runs_and_is_named_in_the_report() -> None:
     report = Report()
     arguments = prefill(model)
     found = compiled(model, targets=(target, "reference"), report=report)(**arguments)
-    assert len(calls) == 5
+    assert len(calls) == 17  # inlined blocks do not keep a kernel from its sites
     assert {row.target for row in report.rows() if row.pattern == "rms_norm" and row.status == "chosen"} == {"mine"}
     assert "glmfuse_mine.rms_norm" in report.graphs[0].bodies[0].fused
     torch._dynamo.reset()

@@ -37,11 +37,10 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "list":
         return kernels.list_kernels()
+    points = kernels.points(arguments.name, arguments.shape, arguments.tokens)
     if arguments.action == "check":
-        return kernels.check_kernels(arguments.name, arguments.shape, arguments.tokens)
-    return kernels.time_kernels(
-        arguments.name, arguments.shape, arguments.tokens, as_json=arguments.json, trace=arguments.trace
-    )
+        return kernels.check_kernels(points, passes=arguments.passes, as_json=arguments.json)
+    return kernels.time_kernels(points, as_json=arguments.json, trace=arguments.trace)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,10 +66,17 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     timing = actions.add_parser("time", help="kernels in PyPTO's cost model")
     for action in (check, timing):
         action.add_argument("name", nargs="?", help="one kernel (default: all)")
-        action.add_argument("--shape", default="glm-4.5/tp8", help="glm-4.5/tp8, glm-4.5-air/tp16, ..., or tiny")
+        action.add_argument(
+            "--shape", type=_words, default=["glm-4.5/tp8"], help="glm-4.5/tp8, glm-4.5-air/tp16, ..., tiny; or several"
+        )
         action.add_argument("--tokens", type=_token_counts, default=[1, 8, 32], metavar="1,8,32")
-    timing.add_argument("--json", action="store_true", help="print the data form")
+        action.add_argument("--json", action="store_true", help="print the data form")
+    check.add_argument("--passes", action="store_true", help="interpret after each of PyPTO's passes, too; slow")
     timing.add_argument("--trace", metavar="FILE", help="write the tasks of the last kernel for Perfetto")
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _token_counts(text: str) -> list[int]:

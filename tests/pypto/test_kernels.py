@@ -16,21 +16,22 @@ from typing import Any
 import pytest
 import torch
 
-from glmfuse import Report
+from glmfuse import Report, Target
 from glmfuse.cli.main import main
-from glmfuse.lowering.pypto import target
+from glmfuse.lowering.pypto import kernels, target
 from glmfuse.lowering.pypto.checking import check
-from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
 from glmfuse.lowering.pypto.family import arguments, geometry
-from glmfuse.lowering.pypto.launch.launch import Launch, interpret, launch_on_npu, request_of
+from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, interpret, launch_on_npu, request_of
 from glmfuse.lowering.pypto.process import KernelRef, Mode, Request, run
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.timing import Simulator
+from glmfuse.patterns import swiglu
 from tests.support.glm import decode_static, fresh, prefill, tiny
 from tests.support.graphs import same_bits
 
 pytestmark = [
-    pytest.mark.xdist_group("pypto"),
+    pytest.mark.xdist_group("pypto-kernels"),
     pytest.mark.skipif(target.unavailable() is not None, reason=str(target.unavailable())),
 ]
 
@@ -246,3 +247,21 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert "unknown shape: 'glm-9'. Valid:" in capsys.readouterr().err
     assert main(["kernels", "check", "none"]) == 1
     assert "unknown kernel: 'none'. Valid:" in capsys.readouterr().err
+
+
+def test_a_kernel_of_ones_own_in_any_file_is_picked_up(tmp_path: Path) -> None:
+    source = Path(kernels.__file__).with_name("swiglu.py").read_text()
+    (tmp_path / "mine.py").write_text(source)
+    built_in = KERNELS["swiglu"]
+
+    def launch(chip: Chip, **values: Any) -> Launch:
+        made = built_in.launch(chip, **values)
+        return replace(made, kernel=replace(made.kernel, builder=f"{tmp_path}/mine.py:build"))
+
+    mine = Target("mine", {"swiglu": target.kernel_of(PyptoKernel(built_in.limits, launch))})
+    gate, up = torch.randn(3, 64).bfloat16(), torch.randn(3, 64).bfloat16()
+    report = Report()
+    options = {"engine": "eager", "targets": (mine,), "verify": True, "report": report}
+    found = torch.compile(swiglu.function, backend="glmfuse", options=options)(gate, up)
+    assert [row.target for row in report.rows() if row.status == "chosen"] == ["mine"]
+    assert torch.equal(found, swiglu.function(gate, up))

@@ -15,6 +15,7 @@ from glmfuse.lowering.pypto.family import Geometry, arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, Result, checked, interpret, request_of
 from glmfuse.lowering.pypto.process import PASSED, PASSES, Mode, run
 from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.lowering.pypto.site import refusal
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
 from glmfuse.patterns import PATTERNS
 
@@ -29,7 +30,7 @@ _FUNCTIONS = {pattern.name: pattern.function for pattern in PATTERNS}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kernel at one shape: the relative L2 error of its worst output, or why it failed.
+    """One kernel at one shape: the relative L2 error of its worst output, or why it failed or does not take it.
 
     Of a kernel that does not round as its pattern function, `error` is against that function in fp64, and
     `allowed` that function's own.
@@ -41,11 +42,12 @@ class Check:
     error: float
     allowed: float
     failure: str = ""
+    refused: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether the kernel compiled through all passes and agrees with the pattern function."""
-        return not self.failure and self.error <= self.allowed
+        return not self.refused and not self.failure and self.error <= self.allowed
 
 
 def check(
@@ -70,6 +72,8 @@ def check(
     allowed = (
         KERNEL_RELATIVE_L2[dtype] if kernel.rounds_alike else distance(pattern, _FUNCTIONS[pattern](**values), exact)
     )
+    if (reason := refusal(ASCEND_910B, kernel, pattern, values)) is not None:
+        return Check(pattern, shape, tokens, float("nan"), allowed, refused=reason)
     launch = _guarded(kernel.launch(ASCEND_910B, **values))
     try:
         found = interpret(launch, Mode.COMPILE)

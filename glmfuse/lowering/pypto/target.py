@@ -42,7 +42,8 @@ def has_npu() -> bool:
     return npu is not None and bool(npu.is_available())
 
 
-def _kernel(kernel: PyptoKernel) -> Kernel:
+def kernel_of(kernel: PyptoKernel) -> Kernel:
+    """A PyPTO kernel as any target may hold it: launched on an NPU, interpreted elsewhere."""
     return Kernel(_run(kernel), _supports(kernel), partial(gain, spared=kernel.spared))
 
 
@@ -65,7 +66,7 @@ def _supports(kernel: PyptoKernel) -> Callable[[Request], str | None]:
 
 PYPTO = Target(
     "pypto",
-    {name: _kernel(kernel) for name, kernel in KERNELS.items()},
+    {name: kernel_of(kernel) for name, kernel in KERNELS.items()},
     unavailable=unavailable,
     not_by_default=not_by_default,
 )

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.apart import launches_apart
 from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
 from glmfuse.lowering.pypto.family import arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import Launch, checked, request_of
 from glmfuse.lowering.pypto.process import Mode, Simulation, run
 from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.lowering.pypto.site import refusal
 
 WHOLE_L1 = replace(ASCEND_910B, l1_share=1.0)
 BLIND = (
@@ -57,8 +59,10 @@ class Simulator:
         self._done: dict[Any, Simulation] = {}
 
     def time(self, pattern: str, shape: str, tokens: int, *, trace: bool = False) -> Timing:
-        """Time a kernel in bf16; KernelError when it does not compile."""
+        """Time a kernel in bf16; KernelError when it does not take the shape or does not compile."""
         values = arguments(pattern, geometry(shape), tokens, torch.bfloat16)
+        if (reason := refusal(ASCEND_910B, KERNELS[pattern], pattern, values)) is not None:
+            raise KernelError(pattern, "limits", reason)
         launch = KERNELS[pattern].launch(ASCEND_910B, **values)
         found = self.simulation(launch, trace=trace)
         return Timing(

@@ -1,0 +1,35 @@
+"""A site of a pattern for given arguments, as selection would ask a kernel about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmfuse.lowering.pypto.chip import Chip
+from glmfuse.lowering.pypto.launch.launch import PyptoKernel
+from glmfuse.matching.check import Layout
+from glmfuse.matching.pattern import Variant
+from glmfuse.matching.select import Request
+from glmfuse.options import LAUNCH_US
+from glmfuse.patterns import PATTERNS
+
+_PATTERNS = {pattern.name: pattern for pattern in PATTERNS}
+
+
+def site_of(pattern: str, values: Mapping[str, Any], launch_us: float = LAUNCH_US) -> Request:
+    """The request for a pattern's arguments by name; only the tensors' layouts are read."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    scalars = {name: value for name, value in values.items() if value is not None and name not in tensors}
+    empty = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+    made = _PATTERNS[pattern].function(**{**values, **empty})
+    outputs = tuple(Layout.of(tensor) for tensor in ((made,) if isinstance(made, Tensor) else made))
+    layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
+    return Request(_PATTERNS[pattern], Variant(), layouts, scalars, outputs, 1, launch_us)
+
+
+def refusal(chip: Chip, kernel: PyptoKernel, pattern: str, values: Mapping[str, Any]) -> str | None:
+    """Why a kernel does not take these arguments, with the number that exceeds, or None."""
+    return kernel.limits(chip, site_of(pattern, values))
