@@ -22,33 +22,40 @@ from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.timing import BLIND, Simulator, Timing
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "pypto_times.json"
 SHAPES = [f"{model}/tp{devices}" for model in ("glm-4.5", "glm-4.5-air") for devices in (4, 8, 16)]
 TOKENS = (1, 8, 32, 128)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
-    parser.add_argument("--shapes", nargs="*", default=SHAPES)
+    parser.add_argument("--kernels", nargs="*", default=list(KERNELS), help="time these anew and keep the other rows")
     arguments = parser.parse_args()
-    table: dict[str, Any] = {}
-    details: list[dict[str, Any]] = []
-    refused: dict[str, str] = {}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": [], "refused": {}}
+    rows = [row for row in kept["rows"] if row["kernel"] not in arguments.kernels]
+    refused = {point: why for point, why in kept["refused"].items() if point.split()[0] not in arguments.kernels}
     simulator = Simulator()
-    points = [point for point in product(arguments.kernels, arguments.shapes, TOKENS) if is_timed(*point)]
+    points = [point for point in product(arguments.kernels, SHAPES, TOKENS) if is_timed(*point)]
     for kernel, shape, tokens in tqdm(points):
         try:
-            found = simulator.time(kernel, shape, tokens)
+            rows.append(detail(simulator.time(kernel, shape, tokens)))
         except KernelError as error:
             refused[f"{kernel} {shape} {tokens}"] = error.reason.splitlines()[0]
-            continue
-        details.append(detail(found))
-        if found.apart:
-            row = [round(found.simulation.window, 1), round(found.sum_apart, 1), len(found.apart)]
-            table.setdefault(f"{kernel} {shape}", {})[tokens] = row
+        save(rows, refused)
+
+
+def save(rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
+    """Both files, in the order of the registry."""
+    rows = sorted(rows, key=lambda row: list(KERNELS).index(row["kernel"]))
+    table: dict[str, Any] = {}
+    for row in rows:
+        if row["apart"]:
+            apart = round(sum(window for _, window in row["apart"]), 1)
+            entry = table.setdefault(f"{row['kernel']} {row['shape']}", {})
+            entry[row["tokens"]] = [row["window"], apart, len(row["apart"])]
     note = f"microseconds; {BLIND}. For each number of tokens: fused, the sum of the kernels apart, how many they are"
     write(ROOT / "glmfuse" / "lowering" / "pypto" / gain.TABLE, note, {"times": table})
-    write(ROOT / "benchmarks" / "results" / "pypto_times.json", BLIND, {"rows": details, "refused": refused})
+    write(RESULTS, BLIND, {"rows": rows, "refused": refused})
 
 
 def is_timed(kernel: str, shape: str, tokens: int) -> bool:
