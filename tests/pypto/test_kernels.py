@@ -19,13 +19,14 @@ import torch
 from glmfuse import Report, Target
 from glmfuse.cli.main import main
 from glmfuse.lowering.pypto import kernels, target
-from glmfuse.lowering.pypto.checking import check
+from glmfuse.lowering.pypto.checking import check, distance
 from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
 from glmfuse.lowering.pypto.family import arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, interpret, launch_on_npu, request_of
 from glmfuse.lowering.pypto.process import KernelRef, Mode, Request, run
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.timing import Simulator
+from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
 from glmfuse.patterns import swiglu
 from tests.support.glm import decode_static, fresh, prefill, tiny
 from tests.support.graphs import same_bits
@@ -45,13 +46,21 @@ def test_a_kernel_is_its_pattern_at_tiny_sizes(name: str, tokens: int) -> None:
     assert found.passed, found
 
 
+@pytest.mark.parametrize("tokens", [5, 33])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", KERNELS)
-def test_other_dtypes_agree_or_are_refused(name: str, dtype: torch.dtype) -> None:
-    if dtype == torch.float32 and name in ("norm_qkv_rope", "swiglu_mlp", "attention", "paged_attention"):
-        pytest.skip("its limits refuse fp32: the cube cores multiply halves")
-    found = check(name, "tiny", 5, dtype)
-    assert found.passed, found
+def test_other_dtypes_agree_or_are_refused(name: str, dtype: torch.dtype, tokens: int) -> None:
+    found = check(name, "tiny", tokens, dtype)
+    assert found.passed or "torch.float32 is none of" in found.refused, found
+
+
+@pytest.mark.parametrize("tokens", [1, 33])
+@pytest.mark.parametrize("x", [torch.bfloat16, torch.float32], ids=str)
+def test_a_router_with_an_fp32_weight_at_real_size(x: torch.dtype, tokens: int) -> None:
+    values = arguments("gate_topk", geometry("glm-4.5/tp8"), tokens, torch.float32)
+    values["x"] = values["x"].to(x)
+    found = interpret(KERNELS["gate_topk"].launch(ASCEND_910B, **values), Mode.COMPILE)
+    assert distance("gate_topk", found, values) <= KERNEL_RELATIVE_L2[torch.float32]
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 33])

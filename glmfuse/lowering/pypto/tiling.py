@@ -96,12 +96,17 @@ def _depths(
     """The largest few tiles of k for both operands that fit L1 together, and the largest of these for L0."""
     parts = [part for part in range(unit, depth + 1, unit) if depth % part == 0]
     budget = int(chip.l1 * chip.l1_share)
-    for k_a in [part for part in parts if part * m_tile * itemsize < budget][-_DEPTHS:]:
+    for k_a in _largest(parts, budget // (m_tile * itemsize)):
         fitting = [k_b for k_b in parts if (k_b * n_tile + k_a * m_tile) * itemsize <= budget and k_a % k_b == 0]
         for k_b in fitting[-_DEPTHS:]:
             small = [p for p in parts if k_b % p == 0 and max(m_tile, n_tile) * p * itemsize <= chip.l0b // 2]
             if small:
                 yield small[-1], k_a, k_b
+
+
+def _largest(parts: list[int], limit: int) -> list[int]:
+    """The largest parts of k, or where all of these exceed the limit the largest that do not."""
+    return parts[-_DEPTHS:] if parts[-_DEPTHS:][0] < limit else [part for part in parts if part < limit][-_DEPTHS:]
 
 
 def _cube_cycles(chip: Chip, tile: CubeTile, m: int, k: int, n: int, itemsize: int) -> float:
