@@ -178,13 +178,14 @@ def _norm_qkv_rope(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     }
 
 
-def _cached(at: Geometry, sequences: int) -> int:
-    """Cached tokens of a sequence; with many sequences one block, for the interpreter's memory grows with both."""
-    return at.cached if sequences <= _MANY else at.block
+def _with_cache(at: Geometry, sequences: int) -> Geometry:
+    """The sizes, with a short cache for many sequences: the interpreter's memory grows with both."""
+    return at if sequences <= _MANY else replace(at, cached=16, block=16)
 
 
 def _attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
-    kept = _cached(at, tokens) - 3  # no multiple of anything
+    at = _with_cache(at, tokens)
+    kept = at.cached - 3  # no multiple of anything
     mask = draw(tokens, 1, 1, kept, wide=True) > 0
     mask[..., 0] = True
     mask[0, ..., kept // 2 :] = False
@@ -199,12 +200,12 @@ def _attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
 
 def _paged_attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     """Blocks in any order, some in no table; the first sequence fills its blocks, the second has one token."""
-    cached = _cached(at, tokens)
-    each = cached // at.block
+    at = _with_cache(at, tokens)
+    each = at.cached // at.block
     blocks = tokens * each + 3
     order = draw(blocks, wide=True).argsort()[: tokens * each]
-    lengths = (draw(tokens, wide=True).abs() * cached / 3).int().clamp(1, cached)
-    lengths[:2] = torch.tensor([cached, 1])[:tokens]
+    lengths = (draw(tokens, wide=True).abs() * at.cached / 3).int().clamp(1, at.cached)
+    lengths[:2] = torch.tensor([at.cached, 1])[:tokens]
     return {
         "q": draw(tokens, at.heads, at.head_dim),
         "k_cache": draw(blocks, at.block, at.kv_heads, at.head_dim),
