@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from glmfuse.lowering.pypto.checking import check
 from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.report.lines import entry_a_line
 
 RESULTS = Path(__file__).parent / "results" / "pypto_check.json"
 SHAPES = ("tiny", "glm-4.5/tp8", "glm-4.5/tp16", "glm-4.5-air/tp8")
@@ -47,8 +48,7 @@ def main() -> int:
 
 def save(rows: list[dict[str, Any]]) -> None:
     note = "relative L2 error of the worst output, bf16, in PyPTO's interpreter on a CPU; nothing ran on a chip"
-    lines = ",\n ".join(json.dumps(row) for row in rows)
-    RESULTS.write_text(f'{{\n"note": {json.dumps(note)},\n"rows": [\n {lines}\n]\n}}\n')
+    RESULTS.write_text(entry_a_line({"note": note, "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

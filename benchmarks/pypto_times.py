@@ -20,6 +20,7 @@ from glmfuse.lowering.pypto import gain
 from glmfuse.lowering.pypto.family import geometry
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.timing import BLIND, Simulator, Timing
+from glmfuse.report.lines import entry_a_line
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "pypto_times.json"
@@ -54,8 +55,9 @@ def save(rows: list[dict[str, Any]], refused: dict[str, str]) -> None:
             entry = table.setdefault(f"{row['kernel']} {row['shape']}", {})
             entry[row["tokens"]] = [row["window"], apart, len(row["apart"])]
     note = f"microseconds; {BLIND}. For each number of tokens: fused, the sum of the kernels apart, how many they are"
-    write(ROOT / "glmfuse" / "lowering" / "pypto" / gain.TABLE, note, {"times": table})
-    write(RESULTS, BLIND, {"rows": rows, "refused": refused})
+    table_file = ROOT / "glmfuse" / "lowering" / "pypto" / gain.TABLE
+    table_file.write_text(entry_a_line({"note": note, "times": table}) + "\n")
+    RESULTS.write_text(entry_a_line({"note": BLIND, "rows": rows, "refused": refused}) + "\n")
 
 
 def is_wanted(row: dict[str, Any]) -> bool:
@@ -86,17 +88,6 @@ def detail(found: Timing) -> dict[str, Any]:
         "bytes_floor": round(found.bytes_floor, 1),
         "apart": [[name, round(window, 1)] for name, window in found.apart],
     }
-
-
-def write(path: Path, note: str, entries: dict[str, Any]) -> None:
-    """JSON with one line for each innermost entry."""
-    lines = [f'"note": {json.dumps(note)}']
-    for name, entry in entries.items():
-        items = entry.items() if isinstance(entry, dict) else enumerate(entry)
-        inner = [(f"{json.dumps(key)}: " if isinstance(entry, dict) else "") + json.dumps(item) for key, item in items]
-        opening, closing = "{}" if isinstance(entry, dict) else "[]"
-        lines.append(f"{json.dumps(name)}: {opening}\n " + ",\n ".join(inner) + f"\n{closing}")
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

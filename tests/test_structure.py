@@ -14,7 +14,16 @@ import glmfuse
 ROOT = Path(glmfuse.__file__).parent
 LAYERS = (
     ("errors", "options"),
-    ("report.stage", "report.report", "report.text", "report.json", "report.graphml", "report.files", "report"),
+    (
+        "report.stage",
+        "report.report",
+        "report.text",
+        "report.json",
+        "report.graphml",
+        "report.files",
+        "report.lines",
+        "report",
+    ),
     ("capture",),
     ("canonicalize",),
     ("matching",),

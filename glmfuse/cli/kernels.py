@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmfuse.cli.quiet import Steps
 from glmfuse.errors import KernelError, OptionError, UnavailableError
+from glmfuse.report.lines import entry_a_line
 
 if TYPE_CHECKING:
     from glmfuse.lowering.pypto.checking import Check
@@ -63,7 +64,7 @@ def check_kernels(points: Sequence[Point], *, passes: bool, as_json: bool) -> in
             print(f"{kernel:<16}{shape:<18}{count:>7}{found.error:>10.1e}{found.allowed:>10.1e}{_verdict(found)}")
     failed = [row for row in rows if not row.passed and not row.refused]
     if as_json:
-        print(_one_row_a_line({"note": _CHECKED, "failed": len(failed), "rows": [asdict(row) for row in rows]}))
+        print(entry_a_line({"note": _CHECKED, "failed": len(failed), "rows": [asdict(row) for row in rows]}))
     return 1 if failed else 0
 
 
@@ -87,7 +88,7 @@ def time_kernels(points: Sequence[Point], *, as_json: bool, trace: str | None) -
     if trace is not None and rows:
         Path(trace).write_text(json.dumps(_perfetto(rows[-1].simulation.timeline)))
     if as_json:
-        print(_one_row_a_line({"note": BLIND, "rows": [asdict(row) for row in rows], "refused": refused}))
+        print(entry_a_line({"note": BLIND, "rows": [asdict(row) for row in rows], "refused": refused}))
         return 0
     print(f"{'':<41}{'AICore us, L1':>14}{'with':>8}{'tasks/cores':>18}{'floors us':>15}{'apart':>20}")
     print(
@@ -121,15 +122,6 @@ def _steps(points: Sequence[Point]) -> Iterator[Point]:
         for kernel, shape, count in points:
             step(f"{kernel} at {shape}, {count} tokens")
             yield kernel, shape, count
-
-
-def _one_row_a_line(data: Mapping[str, Any]) -> str:
-    """JSON whose lists have a line for each entry."""
-    parts = []
-    for name, value in data.items():
-        entries = ",\n ".join(json.dumps(entry) for entry in value) if isinstance(value, list) else ""
-        parts.append(f"{json.dumps(name)}: " + (f"[\n {entries}\n]" if entries else json.dumps(value)))
-    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 def _perfetto(timeline: Sequence[tuple[str, float, float, int]]) -> dict[str, Any]:

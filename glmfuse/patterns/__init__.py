@@ -1,5 +1,8 @@
 """Every pattern that glmfuse looks for; a pattern not in PATTERNS does not exist."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from glmfuse.matching.pattern import Pattern
 from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.attention import attention
@@ -26,3 +29,5 @@ PATTERNS: tuple[Pattern, ...] = (
     attention,
     paged_attention,
 )
+
+BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})

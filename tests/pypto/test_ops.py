@@ -16,7 +16,7 @@ from glmfuse import Report, huggingface
 from glmfuse.lowering.pypto import target
 from glmfuse.lowering.pypto.family import arguments, geometry
 from glmfuse.lowering.pypto.registry import KERNELS
-from glmfuse.patterns import PATTERNS
+from glmfuse.patterns import BY_NAME
 from tests.support.glm import tiny
 
 pytestmark = [
@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.skipif(target.unavailable() is not None, reason=str(target.unavailable())),
 ]
 
-BY_NAME = {pattern.name: pattern for pattern in PATTERNS}
 BLOCKS = {"norm_qkv_rope": 4, "gate_topk": 3, "swiglu_mlp": 4}
 
 

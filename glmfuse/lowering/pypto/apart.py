@@ -16,9 +16,7 @@ from glmfuse.lowering.pypto.launch.launch import Launch
 from glmfuse.lowering.pypto.launch.operator import operator_launch
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.matching.pattern import NAMESPACE, patterns_as_ops
-from glmfuse.patterns import PATTERNS
-
-_PATTERNS = {pattern.name: pattern for pattern in PATTERNS}
+from glmfuse.patterns import BY_NAME
 
 
 def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple[Launch, ...]:
@@ -32,7 +30,7 @@ def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(patterns_as_ops(True))
         stack.enter_context(calls)
-        _PATTERNS[pattern].function(**values)
+        BY_NAME[pattern].function(**values)
     made = [call for call in calls.made if not call[0].is_view]
     return tuple(launch for call in made for launch in _launches(chip, *call)) if len(made) > 1 else ()
 
@@ -40,7 +38,7 @@ def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple
 def _launches(chip: Chip, op: Any, args: tuple[Any, ...], result: Any) -> Iterator[Launch]:
     namespace, _, name = op._schema.name.partition("::")
     if namespace == NAMESPACE:
-        given = {p.name: None for p in _PATTERNS[name].parameters}
+        given = {p.name: None for p in BY_NAME[name].parameters}
         given |= {argument.name: value for argument, value in zip(op._schema.arguments, args, strict=True)}
         yield KERNELS[name].launch(chip, **given)
         return

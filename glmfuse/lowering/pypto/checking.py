@@ -17,15 +17,13 @@ from glmfuse.lowering.pypto.process import PASSED, PASSES, Mode, run
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.site import refusal
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
-from glmfuse.patterns import PATTERNS
+from glmfuse.patterns import BY_NAME
 
 _TIE = 1e-5
 """Router scores nearer than this may change places: both orders are right."""
 
 _GUARD = 8
 """Rows: fewer than the smallest block of tokens that is not full."""
-
-_FUNCTIONS = {pattern.name: pattern.function for pattern in PATTERNS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,9 @@ def check(
     kernel = kernel or KERNELS[pattern]
     exact = values if kernel.rounds_alike else {name: widened(value) for name, value in values.items()}
     allowed = (
-        KERNEL_RELATIVE_L2[dtype] if kernel.rounds_alike else distance(pattern, _FUNCTIONS[pattern](**values), exact)
+        KERNEL_RELATIVE_L2[dtype]
+        if kernel.rounds_alike
+        else distance(pattern, BY_NAME[pattern].function(**values), exact)
     )
     if (reason := refusal(ASCEND_910B, kernel, pattern, values)) is not None:
         return Check(pattern, shape, tokens, float("nan"), allowed, refused=reason)
@@ -111,7 +111,7 @@ def widened(value: Any) -> Any:
 
 def distance(pattern: str, found: Any, values: Mapping[str, Any]) -> float:
     """The relative L2 error of the worst output; infinite where a router chose other experts without a tie."""
-    expected = _FUNCTIONS[pattern](**values)
+    expected = BY_NAME[pattern].function(**values)
     ours, theirs = _tuple(found), _tuple(expected)
     if pattern in ("gate_topk", "route_topk"):
         return _router_distance(ours, theirs, values)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 KIB: Final = 1024
+CYCLES_PER_MICROSECOND: Final = 1800.0
+"""The clock by which pypto's own scripts read the cost model's cycles."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,9 @@ class Row:
     apart: float
     kernels: int
 
-    def gain(self, launch_us: float, rounds: float, basis: str) -> Gain:
+    def gain(self, shape: str, launch_us: float, rounds: float) -> Gain:
         """With launches, for so many times this row's tokens."""
+        basis = f"simulated, {shape}, {self.tokens} tokens, {launch_us:g} us a launch"
         return Gain(rounds * self.fused + launch_us, rounds * self.apart + self.kernels * launch_us, basis)
 
 
@@ -77,13 +78,8 @@ def gain(request: Request, spared: int = 0) -> Gain:
     for shape, rows in _table().get(request.pattern.name, {}).items():
         tokens = _sizes(request.pattern.name, shape).tokens(request)
         if tokens is not None:
-            gains = [
-                row.gain(request.launch_us, rounds, f"simulated, {shape}, {row.tokens} tokens, {{launch}}")
-                for row, rounds in _rows_for(rows, tokens)
-            ]
-            least = min(gains, key=lambda found: found.saved)
-            basis = least.basis.format(launch=f"{request.launch_us:g} us a launch")
-            return Gain(least.fused, least.separate, basis)
+            gains = [row.gain(shape, request.launch_us, rounds) for row, rounds in _rows_for(rows, tokens)]
+            return min(gains, key=lambda found: found.saved)
     return Gain.of_launches(request.compute_nodes + spared, request.launch_us)
 
 

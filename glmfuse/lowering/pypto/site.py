@@ -14,9 +14,7 @@ from glmfuse.matching.check import Layout
 from glmfuse.matching.pattern import Variant
 from glmfuse.matching.select import Request
 from glmfuse.options import LAUNCH_US
-from glmfuse.patterns import PATTERNS
-
-_PATTERNS = {pattern.name: pattern for pattern in PATTERNS}
+from glmfuse.patterns import BY_NAME
 
 
 def site_of(pattern: str, values: Mapping[str, Any], launch_us: float = LAUNCH_US) -> Request:
@@ -24,10 +22,10 @@ def site_of(pattern: str, values: Mapping[str, Any], launch_us: float = LAUNCH_U
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     scalars = {name: value for name, value in values.items() if value is not None and name not in tensors}
     empty = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
-    made = _PATTERNS[pattern].function(**{**values, **empty})
+    made = BY_NAME[pattern].function(**{**values, **empty})
     outputs = tuple(Layout.of(tensor) for tensor in ((made,) if isinstance(made, Tensor) else made))
     layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
-    return Request(_PATTERNS[pattern], Variant(), layouts, scalars, outputs, 1, launch_us)
+    return Request(BY_NAME[pattern], Variant(), layouts, scalars, outputs, 1, launch_us)
 
 
 def refusal(chip: Chip, kernel: PyptoKernel, pattern: str, values: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from glmfuse.lowering.pypto.chip import Chip
 
@@ -71,6 +72,7 @@ class CubeTile:
         return [self.m, self.m], [self.k_l0, self.k_a, self.k_b], [self.n, self.n]
 
 
+@cache  # every call of a kernel asks for its tiles
 def cube_tile(chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1) -> CubeTile:
     """The tile that the cost model takes least time for, of those that fit the chip's share of L1, L0 and L0C.
 

@@ -10,7 +10,7 @@ import torch
 
 from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.apart import launches_apart
-from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
+from glmfuse.lowering.pypto.chip import ASCEND_910B, CYCLES_PER_MICROSECOND, Chip
 from glmfuse.lowering.pypto.family import arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import Launch, checked, request_of
 from glmfuse.lowering.pypto.process import Mode, Simulation, run
@@ -23,8 +23,6 @@ BLIND = (
     "cost, no memory bandwidth shared by cores, and charges vector arithmetic by default tables"
 )
 """What belongs beside every figure."""
-
-CYCLES_PER_MICROSECOND = 1800.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,12 @@ def build(
     """
     elements = [getattr(pypto, dtype) for dtype in dtypes]
 
-    def second(at: Block, z: Any) -> Any:
-        return z if spread else at.of(z, width)
-
     def computed(at: Block, x: Any, z: Any) -> Any:
         wide = widened(at.of(x, width))
         if kind == "map":
             return pypto.mul(wide, 1.0)
         if kind == "zip":
-            return pypto.add(wide, widened(second(at, z)))
+            return pypto.add(wide, widened(z if spread else at.of(z, width)))
         if kind == "reduce":
             return pypto.sum(wide, -1, True)
         values, _ = pypto.topk(wide, out, -1, True)

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import networkx as nx
 
-from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.chip import ASCEND_910B, CYCLES_PER_MICROSECOND
 from glmfuse.lowering.pypto.process.messages import Simulation
-
-CYCLES_PER_MICROSECOND = 1800.0
-"""The clock by which pypto's own scripts read the cost model's cycles."""
 
 _KINDS = ("AIC", "AIV")
 _Key = tuple[int, int]
