@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -209,7 +210,8 @@ def test_a_kernel_of_a_users_target_runs_and_is_named_in_the_report() -> None:
     found = compiled(model, targets=(target, "reference"), report=report)(**arguments)
     assert len(calls) == 17  # inlined blocks do not keep a kernel from its sites
     assert {row.target for row in report.rows() if row.pattern == "rms_norm" and row.status == "chosen"} == {"mine"}
-    assert "glmfuse_mine.rms_norm" in report.graphs[0].bodies[0].fused
+    # another test of this process may have made a target of the same name, whose ops are apart
+    assert re.search(r"glmfuse_mine(_\d+)?\.rms_norm", report.graphs[0].bodies[0].fused)
     torch._dynamo.reset()
     assert same_bits([found.logits], [compiled(model, only=())(**arguments).logits])
 
