@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +17,18 @@ def grouped_mm(rows: Tensor, w: Tensor, ends: Tensor) -> Tensor:
     Inductor takes aten's operator in bf16 alone, so that a compiled model of another dtype calls
     transformers' own. Source: _grouped_mm of transformers.
     """
-    fallback = None if rows.dtype == torch.bfloat16 else _of_transformers()
-    return F.grouped_mm(rows, w, offs=ends) if fallback is None else fallback(rows, w, ends)
+    if rows.dtype != torch.bfloat16 and _is_transformers_here():
+        result: Tensor = torch.ops.transformers.grouped_mm_fallback(rows, w, ends)
+        return result
+    return F.grouped_mm(rows, w, offs=ends)
 
 
-@cache
-def _of_transformers() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """transformers::grouped_mm_fallback, or None where it is not installed and so in no graph."""
-    with isolated(), contextlib.suppress(ImportError):
-        importlib.import_module("transformers.integrations.moe")
-    return getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_transformers_here() -> bool:
+    """Whether any graph may have transformers' operator; loads it, which bf16 does not need."""
+    try:
+        with isolated():
+            importlib.import_module("transformers.integrations.moe")
+    except ImportError:
+        return False
+    return hasattr(torch.ops.transformers, "grouped_mm_fallback")
