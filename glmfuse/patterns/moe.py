@@ -15,7 +15,7 @@ _DIMS = {
     "bias": "n_group*M",
     "w_gate_up": "n_group*M 2*I H",
     "w_down": "n_group*M H I",
-    "w_shared_gate": "J H",
+    "w_shared_gate": "J H; without w_shared_up: 2*J H",
     "w_shared_up": "J H",
     "w_shared_down": "H J",
 }
@@ -33,7 +33,7 @@ def moe(
     w_gate_up: Tensor,
     w_down: Tensor,
     w_shared_gate: Tensor,
-    w_shared_up: Tensor,
+    w_shared_up: Tensor | None,
     w_shared_down: Tensor,
     top_k: int,
     n_group: int,
@@ -45,8 +45,8 @@ def moe(
     """The routed experts' weighted sum, and the shared expert.  x [batch, tokens, hidden] -> the same shape.
 
     w_router [experts, hidden], bias [experts], w_gate_up [experts, 2 * width, hidden], w_down [experts,
-    hidden, width]; w_shared_* as torch.nn.Linear holds them. The router's scale is on the weights; each sum
-    is rounded to x's dtype before they are added. Source: Glm4MoeMoE of transformers.
+    hidden, width]; the shared expert's weights as swiglu_mlp takes them. The router's scale is on the weights;
+    both summands are rounded to x's dtype. Source: Glm4MoeMoE of transformers.
     """
     rows = x.view(-1, x.shape[-1])
     weights, ids = gate_topk(rows, w_router, bias, top_k, n_group, topk_group, renormalize, scale)
