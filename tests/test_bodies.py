@@ -34,9 +34,9 @@ def test_a_shared_body_is_fused_once_and_counted_for_each_call(model: Any) -> No
     assert same_bits([found], [run(model, arguments, engine="eager", only=())])
     main, body = report.graphs[0].bodies
     assert (main.calls, body.calls) == (1, LAYERS - 1)
-    assert len([row for row in body.rows if row.pattern == "gate_topk" and row.status == "chosen"]) == 1
+    assert len([row for row in body.rows if row.pattern == "moe" and row.status == "chosen"]) == 1
     chosen = report.count("chosen")
-    assert (chosen["norm_qkv_rope"], chosen["gate_topk"], chosen["swiglu_mlp"]) == (LAYERS, LAYERS - 1, LAYERS)
+    assert (chosen["norm_qkv_rope"], chosen["moe"], chosen["swiglu_mlp"]) == (LAYERS, LAYERS - 1, 1)
     assert (chosen["add_rms_norm"], chosen["rms_norm"]) == (LAYERS, 1)  # the last sum is made inside the body
 
 

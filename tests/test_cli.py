@@ -40,7 +40,7 @@ def test_demo_shows_the_job_and_nothing_else() -> None:
     first = done.stdout.splitlines()[0]
     assert first.startswith("tiny GLM-4.5, torch.float32, one decode step: relative L2 error ")
     assert float(first.split()[-3]) < 1e-5
-    for text in ("norm_qkv_rope", "gate_topk", "swiglu_mlp", "first call", "seconds: canonicalize"):
+    for text in ("norm_qkv_rope", "gate_topk", "moe", "swiglu_mlp", "first call", "seconds: canonicalize"):
         assert text in done.stdout
     for noise in ("Warning", "warn", "Traceback", "lru_cache"):
         assert noise not in done.stdout + done.stderr
@@ -58,7 +58,8 @@ def test_explain_a_config_without_its_weights(config: Path) -> None:
     assert done.returncode == 0, done.stderr
     (graph,) = json.loads(done.stdout)["graphs"]
     chosen = {name: counts["chosen"] for name, counts in graph["counts"].items()}
-    assert (chosen["norm_qkv_rope"], chosen["gate_topk"], chosen["swiglu_mlp"], chosen["add_rms_norm"]) == (4, 1, 4, 5)
+    assert (chosen["norm_qkv_rope"], chosen["moe"], chosen["swiglu_mlp"], chosen["add_rms_norm"]) == (4, 1, 3, 5)
+    assert graph["counts"]["gate_topk"]["absorbed"] == 1
 
 
 def test_explain_a_prefill(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,8 +79,10 @@ def test_all_layers_of_glm_45_at_full_size_in_little_memory(config: Path) -> Non
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=True)
     (graph,) = json.loads(done.stdout)["graphs"]
     chosen = {name: counts["chosen"] for name, counts in graph["counts"].items()}
-    expected = {"norm_qkv_rope": 92, "gate_topk": 89, "swiglu_mlp": 92, "add_rms_norm": 93}
+    expected = {"norm_qkv_rope": 92, "moe": 89, "swiglu_mlp": 3, "add_rms_norm": 93}
     assert {name: chosen[name] for name in expected} == expected
+    inside = {"gate_topk": 89, "grouped_mlp": 89, "swiglu_mlp": 89}
+    assert {name: graph["counts"][name]["absorbed"] for name in inside} == inside
     peak_kib = int(done.stderr.split()[-1])
     assert peak_kib < 3 * 2**20, f"{peak_kib / 2**20:.2f} GiB"
 

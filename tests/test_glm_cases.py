@@ -17,11 +17,16 @@ from tests.support.graphs import Captured, capture, listing, outputs_and_writes,
 LAYERS, DENSE = 4, 1
 EXPECTED = {
     "norm_qkv_rope": LAYERS,
-    "gate_topk": LAYERS - DENSE,
-    "swiglu_mlp": LAYERS,
+    "moe": LAYERS - DENSE,
+    "swiglu_mlp": DENSE,
+    "gate_topk": 0,
+    "grouped_mlp": 0,
     "add_rms_norm": LAYERS + 1,
 }
-"""Fused sites: every layer's front, router and MLP or shared expert; each second norm and the last."""
+"""Fused sites: every layer's front, mixture of experts or MLP; each second norm and the last."""
+
+INSIDE = {"gate_topk": LAYERS - DENSE, "grouped_mlp": LAYERS - DENSE, "swiglu_mlp": LAYERS}
+"""Sites found, those that a larger one takes counted too: every router, routed experts, MLP or shared expert."""
 
 CASES = [
     pytest.param(dtype, phase, experts, dynamic, id=f"{str(dtype)[6:]}-{phase.name}-{experts}-{kind}")
@@ -52,6 +57,8 @@ def check_fused(captured: Captured) -> GraphReport:
     report = run_stages(module)
     chosen = report.count("chosen")
     assert {name: chosen[name] for name in EXPECTED} == EXPECTED
+    found = report.count()
+    assert {name: found[name] for name in INSIDE} == INSIDE
     before = outputs_and_writes(captured.module(), captured.arguments())
     assert same_bits(outputs_and_writes(module, captured.arguments()), before)
     return report

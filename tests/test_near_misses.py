@@ -101,6 +101,8 @@ def test_one_wrong_site_leaves_the_others_fused() -> None:
     chosen = [row.pattern for row in rows if row.status == "chosen"]
     assert chosen.count("norm_qkv_rope") == 2
     assert chosen.count("swiglu_mlp") == 2
+    assert chosen.count("grouped_mlp") == 1
+    assert chosen.count("moe") == 0
     assert chosen.count("gate_topk") == 0
 
 

@@ -33,8 +33,13 @@ def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int =
     for parameter in pattern.parameters:
         if parameter.is_tensor and parameter.name not in variant.absent:
             shape = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)
-            arguments[parameter.name] = torch.randn(shape).to(pattern.dtypes.get(parameter.name, dtype))
+            arguments[parameter.name] = _draw(shape, pattern.dtypes.get(parameter.name, dtype))
     return {**arguments, **_example_scalars(pattern, variant, values, which)}
+
+
+def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers; those of an integer are a few ids or lengths, which every size allows."""
+    return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.randint(1, 4, shape).to(dtype)
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:

@@ -70,9 +70,9 @@ def test_a_folder_gets_every_form_and_keeps_what_lies_there(tmp_path: Path) -> N
     )
     graph = nx.read_graphml(tmp_path / "graph-0.graphml")
     patterns = {data["pattern"] for _, data in graph.nodes(data=True)}
-    assert {"norm_qkv_rope", "gate_topk", "swiglu_mlp", "add_rms_norm", ""} <= patterns
-    assert json.loads((tmp_path / "graph-0.json").read_text())["counts"]["gate_topk"]["chosen"] == 3
-    assert "torch.ops.glmfuse.gate_topk" in (tmp_path / "graph-0.fused.txt").read_text()
+    assert {"norm_qkv_rope", "moe", "swiglu_mlp", "add_rms_norm", ""} <= patterns
+    assert json.loads((tmp_path / "graph-0.json").read_text())["counts"]["gate_topk"]["absorbed"] == 3
+    assert "torch.ops.glmfuse.moe" in (tmp_path / "graph-0.fused.txt").read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_explain_reports_every_graph_and_leaves_the_model_alone() -> None:
     model = tiny(torch.bfloat16)
     arguments = decode_static(model)
     report = glmfuse.explain(model, **arguments)
-    assert report.count("chosen")["gate_topk"] == 3
+    assert report.count("chosen")["moe"] == 3
     assert len(report.graphs) == 1
     again = glmfuse.explain(torch.compile(model), **arguments)
     assert again.count() == report.count()

@@ -76,8 +76,13 @@ def _find_pattern(
                 refused.pop(key, None)
             else:
                 refused.setdefault(key, checked)
-    misses.extend(miss for key, miss in refused.items() if key not in sites)
+    misses.extend(miss for miss in refused.values() if not _is_inside(miss, sites.values()))
     return list(sites.values())
+
+
+def _is_inside(miss: Mismatch, sites: Iterable[Site]) -> bool:
+    """Whether a site has all that was refused: the search graph of another dtype may be a part of it."""
+    return any(miss.nodes <= site.match.inner for site in sites)
 
 
 def _graphs(pattern: Pattern, dtypes: Iterable[torch.dtype]) -> Iterable[SearchGraph]:

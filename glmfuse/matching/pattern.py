@@ -85,8 +85,8 @@ class Pattern:
     parameters: the function's arguments in order. together: optional tensors that come and go as one.
     examples: sizes of symbols for the two traces, where unlike primes do not do.
     cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
-    dtypes: tensors whose dtype is not the model's. unordered: the last axis of its outputs is in no order,
-    the same for all. level: 0, or one more than the highest pattern called.
+    dtypes: tensors whose dtype is not the model's. devices: those of the two traces. unordered: the last axis
+    of its outputs is in no order, the same for all. level: 0, or one more than the highest pattern called.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Pattern:
     cases: tuple[Case, ...]
     dtypes: Mapping[str, torch.dtype]
     where: str
+    devices: tuple[str, str] = ("cpu", "cpu")
     unordered: bool = False
     level: int = 0
     calls: frozenset[str] = frozenset()

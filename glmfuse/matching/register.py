@@ -47,6 +47,7 @@ def pattern(
     examples: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
     cases: tuple[Case, ...] = ({},),
     dtypes: Mapping[str, torch.dtype] | None = None,
+    devices: tuple[str, str] = ("cpu", "cpu"),
     unordered: bool = False,
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
@@ -55,9 +56,9 @@ def pattern(
     a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
     examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
     tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
-    that never have it. unordered: kernels
-    may permute the last axis of the outputs, of all alike. Raises PatternError, with the line, when the
-    function is no pattern.
+    that never have it. devices: of the two traces; unlike ones where the function takes a dtype or a number
+    from its device. unordered: kernels may permute the last axis of the outputs, of all alike. Raises
+    PatternError, with the line, when the function is no pattern.
     """
 
     def register(function: Callable[..., Any]) -> Pattern:
@@ -70,6 +71,7 @@ def pattern(
             examples=examples,
             cases=cases,
             dtypes=dict(dtypes or {}),
+            devices=devices,
             where=_where(function),
             unordered=unordered,
         )

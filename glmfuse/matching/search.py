@@ -127,7 +127,7 @@ def example_trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which:
             shape=dims_of.evaluate(p.sizes_without(variant.absent), values, which),
             stride=None,
             dtype={**pattern.dtypes, **dict(variant.dtypes)}.get(p.name, dtype),
-            device=torch.device("cpu"),
+            device=torch.device(pattern.devices[which]),
         )
         for p in pattern.parameters
         if p.is_tensor and p.name not in variant.absent

@@ -7,7 +7,9 @@ from glmfuse.matching.pattern import Pattern
 from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.attention import attention
 from glmfuse.patterns.gate_topk import gate_topk
+from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
+from glmfuse.patterns.moe import moe
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
 from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.rms_norm import rms_norm
@@ -28,6 +30,8 @@ PATTERNS: tuple[Pattern, ...] = (
     swiglu_mlp,
     attention,
     paged_attention,
+    grouped_mlp,
+    moe,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})

@@ -1,0 +1,67 @@
+"""The routed experts of a mixture: dispatch, gated feed-forward of each expert, weighted combine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glmfuse.matching.register import pattern
+from glmfuse.patterns.grouped_mm import grouped_mm
+from glmfuse.patterns.swiglu import swiglu
+
+_SIZES = ({"H": 40, "I": 24}, {"H": 56, "I": 32})
+"""grouped_mm takes rows of whole 16 bytes."""
+
+_DIMS = {"x": "B S H", "weights": "B*S A", "ids": "B*S A", "w_gate_up": "E 2*I H", "w_down": "E H I"}
+_CASES: tuple[dict[str, int], ...] = ({}, {"S": 1})
+"""[batch, 1, hidden] already has the shape that bmm's copies of a row are made from."""
+
+_DTYPES = {"weights": torch.float32, "ids": torch.int64}
+
+
+def _batched(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """Weighted outputs of every choice, [tokens * active, hidden]: each row times a copy of its weights."""
+    experts = ids.reshape(-1)
+    rows = x.repeat_interleave(ids.shape[-1], dim=0)
+    hidden = torch.bmm(_take(w_gate_up, experts), rows.unsqueeze(-1)).squeeze(-1)
+    outputs = torch.bmm(_take(w_down, experts), swiglu(hidden, None).unsqueeze(-1)).squeeze(-1)
+    return outputs * weights.reshape(-1).unsqueeze(-1)
+
+
+def _grouped(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """The same: the rows sorted by expert, multiplied in groups, and put back in the order of the tokens."""
+    experts, order = torch.sort(ids.reshape(-1))
+    rows = _take(x, order // ids.shape[-1])
+    ends = _ends_of_groups(experts, w_gate_up.shape[0])
+    hidden = swiglu(grouped_mm(rows, w_gate_up.transpose(-2, -1), ends), None)
+    outputs = grouped_mm(hidden, w_down.transpose(-2, -1), ends)
+    outputs = outputs * _take(weights.reshape(-1), order).unsqueeze(-1)
+    places = torch.arange(order.shape[0], device=order.device)
+    return _take(outputs, torch.empty_like(order).index_put((order,), places))
+
+
+def _ends_of_groups(experts: Tensor, count: int) -> Tensor:
+    """How many rows have an expert up to each; histc takes integers on a GPU, and floats alone on a CPU."""
+    countable = experts.float() if experts.device.type in ("cpu", "mps") else experts.int()
+    return torch.histc(countable, bins=count, min=0, max=count - 1).cumsum(0, dtype=torch.int32)
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows]; Python's brackets need the device's library, which the trace for a GPU has to do without."""
+    taken: Tensor = torch.ops.aten.index.Tensor(x, [rows])
+    return taken
+
+
+@pattern(dims=_DIMS, examples=_SIZES, cases=_CASES, dtypes=_DTYPES, devices=("cpu", "cuda"))
+def grouped_mlp(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor, batched: bool) -> Tensor:
+    """The sum over a of weights[t, a] * down(silu(gate(x)) * up(x)), by the weights of expert ids[t, a].
+
+    x [batch, tokens, hidden], weights [batch * tokens, active] fp32, ids [batch * tokens, active] int64 below
+    experts, w_gate_up [experts, 2 * width, hidden] gate first, w_down [experts, hidden, width] -> x's shape.
+    The weighted sum is fp32, rounded once. batched is how the reference does it: by bmm with gathered weights,
+    or by grouped_mm over sorted rows. Source: DeepSeek-V3 report, equation 12; batched_mm_experts_forward and
+    grouped_mm_experts_forward of transformers.
+    """
+    rows = x.view(-1, x.shape[-1])
+    outputs = (_batched if batched else _grouped)(rows, weights, ids, w_gate_up, w_down)
+    return outputs.view(*ids.shape, x.shape[-1]).sum(dim=1).to(x.dtype).view(x.shape)
