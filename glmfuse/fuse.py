@@ -14,12 +14,13 @@ from torch import fx
 from glmfuse.canonicalize import canonicalize
 from glmfuse.lowering.reference import inline
 from glmfuse.lowering.verify import add_comparisons
-from glmfuse.matching.check import ModelSizes, SiteTrace
+from glmfuse.matching.check import SiteTrace
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern
 from glmfuse.matching.plan import plan
 from glmfuse.matching.rewrite import rewrite
 from glmfuse.matching.select import Target, select
+from glmfuse.matching.sizes import ModelSizes
 from glmfuse.options import Options
 from glmfuse.report.report import Body, GraphReport, Report
 from glmfuse.rows import body_of, rows_of

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from torch._ops import OpOverload
 
-from glmfuse.matching.check import Layout, Site
+from glmfuse.matching.check import Site
 from glmfuse.matching.escape import Escape, Footprint, compute_nodes, footprint
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.pattern import Pattern, Variant
 from glmfuse.report.stage import Stage
