@@ -11,6 +11,8 @@ from torch import Tensor
 
 from glmfuse import pattern, require
 from glmfuse.errors import PatternError
+from glmfuse.matching.examples import variants
+from glmfuse.matching.register import spelling_of
 
 
 def bad_dims() -> None:
