@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from glmfuse.canonicalize import canonicalize
-from glmfuse.lowering.reference import inline
+from glmfuse.lowering.inline import inline
 from glmfuse.lowering.verify import add_comparisons
 from glmfuse.matching.check import SiteTrace
 from glmfuse.matching.find import find

@@ -103,13 +103,11 @@ def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) 
     arguments = example(pattern, variant, torch.bfloat16)
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     rest = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
-    by_aot = capture(
-        lambda *given: as_tuple(pattern.function_of(variant.spelling)(**_all(pattern, tensors, given), **rest)),
-        *tensors.values(),
-    )
+    function = pattern.function_of(variant.spelling)
+    by_aot = capture(lambda *given: as_tuple(function(**_all(pattern, tensors, given), **rest)), *tensors.values())
     fresh = Fresh()
     fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
-    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, spelling=variant.spelling)
+    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=function)
     assert _spelling(canonicalize(by_aot[0].graph_module.graph).outputs) == _spelling(by_tracer.outputs)
 
 

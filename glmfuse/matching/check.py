@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import sympy
@@ -42,7 +43,8 @@ class SiteTrace:
 
     graph: the search graph without anything free. outputs: what it returns. body: the aten graph with
     inner patterns expanded, whose placeholders are `tensors` in order. guards: what must be known.
-    calls: the operators of the body with the layouts that they read.
+    calls: the operators of the body with the layouts that they read. of: another function of the same
+    arguments traced there, or why it does not fit.
     """
 
     graph: SearchGraph
@@ -51,6 +53,7 @@ class SiteTrace:
     body: fx.GraphModule
     guards: tuple[sympy.Basic, ...]
     calls: frozenset[Call]
+    of: Callable[[Callable[..., Any]], fx.GraphModule | str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,12 +163,24 @@ def _trace(
 ) -> SiteTrace:
     fresh = Fresh(hints)
     tensors = {name: fresh.empty(at.shape, at.stride, at.dtype, at.device) for name, at in layouts.items()}
-    traced = trace_pattern(pattern, tensors, scalars, spelling=variant.spelling)
-    body = trace_pattern(pattern, tensors, scalars, as_ops=False, spelling=variant.spelling).graph_module
+    function = pattern.function_of(variant.spelling)
+    traced = trace_pattern(pattern, tensors, scalars, function=function)
+    body = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function).graph_module
     outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
     graph = _exact(pattern, variant, traced, fresh.theirs)
     calls = _calls(body.graph.nodes, fresh.theirs)
-    return SiteTrace(graph, outputs, tuple(tensors), body, fresh.guards(), calls)
+
+    def of(other: Callable[..., Any]) -> fx.GraphModule | str:
+        made = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
+        layouts = [_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in made.outputs]
+        if [layout.significant() for layout in layouts] != [layout.significant() for layout in outputs]:
+            return f"it returns {', '.join(map(str, layouts))}"
+        if unknown := set(fresh.guards()) - set(guards):
+            return f"it needs to know that {', '.join(map(str, unknown))}"
+        return made.graph_module
+
+    guards = fresh.guards()
+    return SiteTrace(graph, outputs, tuple(tensors), body, guards, calls, cache(of))
 
 
 def _calls(nodes: Iterable[fx.Node], theirs: Callable[[Any], Any]) -> frozenset[Call]:

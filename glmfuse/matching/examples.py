@@ -41,7 +41,7 @@ def example_trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which:
         if p.is_tensor and p.name not in variant.absent
     }
     scalars = example_scalars(pattern, variant, values, which)
-    return trace_pattern(pattern, tensors, scalars, spelling=variant.spelling)
+    return trace_pattern(pattern, tensors, scalars, function=pattern.function_of(variant.spelling))
 
 
 def example_sizes(pattern: Pattern, variant: Variant, which: int) -> dict[str, int]:

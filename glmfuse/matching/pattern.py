@@ -94,8 +94,9 @@ class Pattern:
     examples: sizes of symbols for the two traces, where unlike primes do not do.
     cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
     dtypes: tensors whose dtype is not the model's. devices: those of the two traces. unordered: the last axis
-    of its outputs is in no order, the same for all. level: 0, or one more than the highest pattern called.
-    spellings: by name, the other functions that compute the same.
+    of its outputs is in no order, the same for all. updates: the argument whose new value the output is.
+    level: 0, or one more than the highest pattern called. spellings: by name, the other
+    functions that compute the same.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Pattern:
     where: str
     devices: tuple[str, str] = ("cpu", "cpu")
     unordered: bool = False
+    updates: str | None = None
     level: int = 0
     calls: frozenset[str] = frozenset()
     constraints: list[Callable[..., None]] = field(default_factory=list)

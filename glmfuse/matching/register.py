@@ -15,6 +15,7 @@ from glmfuse.canonicalize.schema import is_function_of_values, is_pure
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
 from glmfuse.matching.examples import EXAMPLE_DTYPE, example_trace, variants, variants_with
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import (
     NAMESPACE,
     Case,
@@ -42,6 +43,7 @@ def pattern(
     dtypes: Mapping[str, torch.dtype] | None = None,
     devices: tuple[str, str] = ("cpu", "cpu"),
     unordered: bool = False,
+    updates: str | None = None,
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
@@ -50,7 +52,8 @@ def pattern(
     examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
     tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
     that never have it. devices: of the two traces; unlike ones where the function takes a dtype or a number
-    from its device. unordered: kernels may permute the last axis of the outputs, of all alike. Raises
+    from its device. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
+    tensor argument whose new value is the one output, so that kernels may write it in place. Raises
     PatternError, with the line, when the function is no pattern.
     """
 
@@ -67,6 +70,7 @@ def pattern(
             devices=devices,
             where=_where(function),
             unordered=unordered,
+            updates=updates,
         )
         if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
@@ -107,6 +111,7 @@ def spelling_of(made: Pattern) -> Callable[[Callable[..., Any]], Callable[..., A
 def _define(made: Pattern) -> None:
     traced = _try_trace(made, _variant(made, frozenset()))
     _check_outputs(made, traced)
+    _check_updates(made, traced)
     groups = _groups(made)
     structural = [group for group in groups if not _is_passed_on(made, traced, group)]
     passed_on = frozenset(itertools.chain(*groups)) - frozenset(itertools.chain(*structural))
@@ -176,6 +181,15 @@ def _check_outputs(made: Pattern, traced: Traced) -> None:
     live = set(traced.live())
     if unused := [name for name, term in traced.inputs.items() if term not in live]:
         raise PatternError(made.name, made.where, f"the result does not depend on {unused}")
+
+
+def _check_updates(made: Pattern, traced: Traced) -> None:
+    if made.updates is None:
+        return
+    updated = traced.inputs.get(made.updates)
+    if updated is None or len(traced.outputs) != 1 or Layout.of(updated.val) != Layout.of(traced.outputs[0].val):
+        problem = f"updates= names {made.updates!r}, which is no tensor argument laid out as the one output"
+        raise PatternError(made.name, made.where, problem)
 
 
 def _is_passed_on(made: Pattern, full: Traced, group: tuple[str, ...]) -> bool:

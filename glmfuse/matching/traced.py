@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import fx
 
 from glmfuse.canonicalize import Canonical, Term, canonicalize, terms_in
 from glmfuse.capture import trace
-from glmfuse.matching.pattern import OWN, Pattern, patterns_as_ops
+from glmfuse.matching.pattern import Pattern, patterns_as_ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,20 @@ def trace_pattern(
     tensors: Mapping[str, torch.Tensor],
     scalars: Mapping[str, Any],
     as_ops: bool = True,
-    spelling: str = OWN,
+    function: Callable[..., Any] | None = None,
 ) -> Traced:
-    """Trace a function of the pattern on these fake tensors; `as_ops` keeps the patterns that it calls as ops."""
+    """Trace the pattern's function, or another of its arguments, on these fake tensors.
 
-    def function(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    as_ops keeps the patterns that it calls as ops.
+    """
+
+    def call(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with patterns_as_ops(as_ops):
-            called = pattern.function_of(spelling)
-            result = called(**absent, **dict(zip(tensors, values, strict=True)), **scalars)
+            result = (function or pattern.function)(**absent, **dict(zip(tensors, values, strict=True)), **scalars)
         return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
     absent = {p.name: None for p in pattern.parameters if p.is_tensor and p.name not in tensors}
-    graph_module = trace(function, tuple(tensors.values()))
+    graph_module = trace(call, tuple(tensors.values()))
     canonical = canonicalize(graph_module.graph)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     inputs = {name: canonical.term_of[node] for name, node in zip(tensors, placeholders, strict=True)}
