@@ -13,6 +13,7 @@ from torch import fx
 
 from glmfuse.canonicalize import canonicalize
 from glmfuse.lowering.inline import inline
+from glmfuse.lowering.share import share
 from glmfuse.lowering.verify import add_comparisons
 from glmfuse.matching.check import SiteTrace
 from glmfuse.matching.find import find
@@ -97,7 +98,7 @@ def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, re
         if fusion.options.verify:
             add_comparisons(graph, fused, name, fusion.report, report)
         described.fused, described.nodes_fused = str(graph), len(graph.nodes)
-        inline(graph, fused)
+        share(graph, inline(graph, fused))
         module.recompile()
     return described
 

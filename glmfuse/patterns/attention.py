@@ -8,11 +8,7 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern, spelling_of
-
-
-def _repeat(x: Tensor, times: int) -> Tensor:
-    batch, heads, tokens, width = x.shape
-    return x[:, :, None].expand(batch, heads, times, tokens, width).reshape(batch, heads * times, tokens, width)
+from glmfuse.patterns.repeat_kv import repeat_kv
 
 
 @pattern(
@@ -34,5 +30,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 def repeated(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
     """With keys and values repeated for each head of the group.  Source: repeat_kv of transformers."""
     require(mask is None or not causal, "a mask, or the causal one")
-    k, v = (_repeat(x, q.shape[1] // x.shape[1]) for x in (k, v))
+    k, v = repeat_kv(k, q.shape[1]), repeat_kv(v, q.shape[1])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)

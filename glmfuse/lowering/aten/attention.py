@@ -9,6 +9,7 @@ from glmfuse.lowering.aten.gain import of_bytes, size
 from glmfuse.lowering.target import Kernel
 from glmfuse.matching.select import Gain, Request
 from glmfuse.patterns.attention import repeated
+from glmfuse.patterns.eager_attention import eager_attention
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
@@ -41,10 +42,22 @@ def _gain(request: Request) -> Gain:
     """Bytes of keys and values: once for each group, against once for each head, or written and read so."""
     q, k, v = (request.tensors[name] for name in "qkv")
     bytes_read = size(k) + size(v)
-    groups = size(q) * k.shape[2] / (size(k) * q.shape[2])
+    groups = int(q.shape[1]) / int(k.shape[1])
     copies = 1 + 2 * groups if request.variant.spelling == repeated.__name__ else groups
     once = 1 if _is_packed(q.shape[2], request.scalars["causal"]) else groups
     return of_bytes(bytes_read * once, bytes_read * copies)
 
 
+def _supports_eager(request: Request) -> str | None:
+    return None if request.variant.spelling else "nothing is repeated"
+
+
+def _gain_eager(request: Request) -> Gain:
+    """Bytes of keys and values: read for each product, against written and read once more for each head."""
+    q, k, v = (request.tensors[name] for name in "qkv")
+    groups = int(q.shape[1]) / int(k.shape[1])
+    return of_bytes(size(k) + size(v), (size(k) + size(v)) * (1 + 2 * groups))
+
+
 ATTENTION = Kernel(_attention, _supports, _gain)
+EAGER_ATTENTION = Kernel(eager_attention.function, _supports_eager, _gain_eager)
