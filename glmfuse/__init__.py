@@ -14,16 +14,31 @@ from glmfuse.report.report import Report
 if TYPE_CHECKING:
     from glmfuse.dry_run import explain
     from glmfuse.lowering.target import Kernel, Target
+    from glmfuse.lowering.weights.registry import refresh
     from glmfuse.matching.pattern import require
-    from glmfuse.matching.register import pattern
+    from glmfuse.matching.register import pattern, spelling_of
     from glmfuse.matching.select import Gain
 
-__all__ = ["Gain", "GlmfuseError", "Kernel", "Options", "Report", "Target", "explain", "pattern", "require"]
+__all__ = [
+    "Gain",
+    "GlmfuseError",
+    "Kernel",
+    "Options",
+    "Report",
+    "Target",
+    "explain",
+    "pattern",
+    "refresh",
+    "require",
+    "spelling_of",
+]
 
 _LAZY = {
     "explain": "glmfuse.dry_run",
     "pattern": "glmfuse.matching.register",
+    "refresh": "glmfuse.lowering.weights.registry",
     "require": "glmfuse.matching.pattern",
+    "spelling_of": "glmfuse.matching.register",
     "Gain": "glmfuse.matching.select",
     "Kernel": "glmfuse.lowering.target",
     "Target": "glmfuse.lowering.target",

@@ -12,12 +12,14 @@ import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 
-from glmfuse.capture import capture_model
+from glmfuse.capture import capture_model, weights_among
 from glmfuse.errors import ExpectationError, OptionError, UnavailableError
 from glmfuse.fuse import Fusion, fuse
 from glmfuse.lowering.engine import Engine, choose_engine
 from glmfuse.lowering.target import Target
 from glmfuse.lowering.targets import TARGETS, reference_for
+from glmfuse.lowering.weights.hoist import SHARE, Derived, hoist
+from glmfuse.lowering.weights.registry import bind
 from glmfuse.matching.pattern import Pattern
 from glmfuse.options import CONSOLE, Options
 from glmfuse.patterns import PATTERNS
@@ -51,7 +53,7 @@ def compile_graph(
     if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs):
         return _unfused(graph_module, example_inputs, engine, parsed, graph)
     try:
-        compiler = _Compiler(fusion, engine, graph)
+        compiler = _Compiler(fusion, engine, graph, example_inputs)
         return capture_model(graph_module, example_inputs, compiler, compiler.unfused)
     except TensorifyScalarRestartAnalysis:
         fusion.report.graphs.remove(graph)  # Dynamo traces it again, with floats as constants
@@ -69,10 +71,11 @@ def fusion_for(options: Options) -> Fusion:
 class _Compiler:
     """Called by AOT with the aten graph: fuse it, report, and hand it to the engine."""
 
-    def __init__(self, fusion: Fusion, engine: Engine, report: GraphReport) -> None:
+    def __init__(self, fusion: Fusion, engine: Engine, report: GraphReport, dynamo_inputs: Sequence[Any]) -> None:
         self.fusion = fusion
         self.engine = engine
         self.report = report
+        self.dynamo_inputs = dynamo_inputs
 
     def __call__(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         options = self.fusion.options
@@ -80,10 +83,21 @@ class _Compiler:
         fuse(gm, self.fusion, self.report)
         try:
             check_expectation(self.report, options)
+            derived = self.derive(gm) if options.frozen else ()
             with self.report.timed("engine"):
-                return self.engine.compile(gm, example_inputs, options.engine_options)
+                inputs = [*example_inputs, *(item.fake for item in derived)]
+                compiled = self.engine.compile(gm, inputs, options.engine_options)
+            return bind(compiled, derived) if derived else compiled
         finally:
             publish(self.report, options)
+
+    def derive(self, gm: fx.GraphModule) -> tuple[Derived, ...]:
+        """Take what depends on weights alone out of the graph, and say how much that is."""
+        with self.report.timed("weights"):
+            derived, left = hoist(gm, weights_among(gm.graph, self.dynamo_inputs))
+        made = f"{len(derived)} values made of weights once, {sum(item.bytes for item in derived)} bytes"
+        self.report.notes.append(made + (f"; {left} more would take over {SHARE:.0%} of the weights" if left else ""))
+        return derived
 
     def unfused(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """A forward or backward graph of a model that enables grad inside: handed on as it is."""

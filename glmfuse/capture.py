@@ -53,6 +53,19 @@ def capture_model(
     )
 
 
+def weights_among(graph: fx.Graph, example_inputs: Sequence[Any]) -> frozenset[int]:
+    """Places among the arguments of AOT's graph that are parameters among Dynamo's inputs.
+
+    None where AOT does not say which input an argument is, as before torch 2.9.
+    """
+    found = set()
+    for place, node in enumerate(node for node in graph.nodes if node.op == "placeholder"):
+        index = getattr(node.meta.get("desc"), "idx", None)
+        if index is not None and isinstance(example_inputs[index], torch.nn.Parameter):
+            found.add(place)
+    return frozenset(found)
+
+
 def trace(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> fx.GraphModule:
     """The aten graph of `function(*inputs)`, inference only; the inputs are fake tensors of one mode.
 

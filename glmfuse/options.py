@@ -28,6 +28,9 @@ class Options:
     expect: pattern name to the number of matched sites that every captured graph must have.
     verify: run the original subgraph beside each fused site on every call and compare.
     report: a folder that gets each graph's report, "-" for text on the console, or a Report to fill.
+    frozen: the weights are not written through `.data`; then what depends on weights alone, such as the
+        router's weight in fp32, is made once for each weight and not in every call. Other changes are
+        noticed; after one through `.data`, call `glmfuse.refresh(model)`.
     launch_us: microseconds that a kernel launch is held to cost beside its time on the cores, when sites
         are chosen: a site that does not gain is not fused.
     fuel: fuse only the first n sites of each graph, to bisect a wrong result.
@@ -42,6 +45,7 @@ class Options:
     expect: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     verify: bool = False
     report: Any = None
+    frozen: bool = False
     launch_us: float = LAUNCH_US
     fuel: int | None = None
     engine_options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -160,6 +164,7 @@ _READERS = {
     "expect": _counts,
     "verify": _flag,
     "report": _report,
+    "frozen": _flag,
     "launch_us": _duration,
     "fuel": _count,
     "engine_options": _mapping,
