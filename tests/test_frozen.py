@@ -38,10 +38,9 @@ def _logits(run: Callable[..., Any], arguments: dict[str, Any]) -> torch.Tensor:
 
 
 def casts_of_weights(module: torch.fx.GraphModule) -> int:
-    return sum(
-        "_to_copy" in str(node.target) and node.args[0].op == "placeholder" and node.args[0].meta["val"].dim() == 2
-        for node in module.graph.nodes
-    )
+    casts = [node for node in module.graph.nodes if node.target is torch.ops.aten._to_copy.default]
+    sources = [node.args[0] for node in casts]
+    return sum(source.op == "placeholder" and source.meta["val"].dim() == 2 for source in sources)
 
 
 class Counting(nn.Module):
