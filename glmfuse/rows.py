@@ -72,7 +72,7 @@ def rows_of(
         node.name: index
         for index, (_, candidate) in enumerate(ordered)
         if candidate is not None
-        for node in candidate.footprint.owned
+        for node in (*candidate.footprint.owned, *filter(None, [candidate.write_back]))
     }
     return tuple(row for row, _ in ordered), owner
 

@@ -16,6 +16,7 @@ LAYERS = (
     ("errors", "options"),
     (
         "report.stage",
+        "report.left_over",
         "report.report",
         "report.text",
         "report.json",
@@ -29,7 +30,7 @@ LAYERS = (
     ("matching",),
     ("patterns",),
     ("lowering",),
-    ("rows", "fuse"),
+    ("rows", "left_over", "fuse"),
     ("backend",),
     ("dry_run", "huggingface"),
     ("cli",),

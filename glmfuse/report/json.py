@@ -2,8 +2,8 @@
 
 `{"schema_version": 1, "notes": [...], "graphs": [{"index", "engine", "targets", "notes", "seconds":
 {stage: float}, "counts": {pattern: {"matched", "chosen", "absorbed"}}, "verified": [...], "bodies":
-[{"name", "calls", "nodes_captured", "nodes_fused", "rows": [Row]}]}]}`, where a Row has the fields of
-`glmfuse.report.report.Row`.
+[{"name", "calls", "nodes_captured", "nodes_fused", "rows": [Row], "cost": Cost, "left_over": [LeftOver]}]}]}`, where a
+Row has the fields of `glmfuse.report.report.Row`, the others those of `glmfuse.report.left_over`.
 """
 
 from __future__ import annotations
@@ -48,4 +48,6 @@ def _body(body: Body) -> dict[str, Any]:
         "nodes_captured": body.nodes_captured,
         "nodes_fused": body.nodes_fused,
         "rows": [asdict(row) for row in body.rows],
+        "cost": asdict(body.cost),
+        "left_over": [asdict(entry) for entry in body.left_over],
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Final
 
+from glmfuse.report.left_over import NOTHING, Cost, LeftOver
 from glmfuse.report.stage import Stage
 
 SCHEMA_VERSION: Final = 1
@@ -57,7 +58,10 @@ class Row:
 
 @dataclass(slots=True)
 class Body:
-    """One graph, or a body that higher-order operators of it call `calls` times."""
+    """One graph, or a body that higher-order operators of it call `calls` times.
+
+    left_over: the operators that belong to no fused site. cost: of the whole body as captured.
+    """
 
     name: str
     calls: int
@@ -69,6 +73,8 @@ class Body:
     owner: Mapping[str, int] = field(default_factory=dict)
     captured: str = ""
     fused: str = ""
+    left_over: tuple[LeftOver, ...] = ()
+    cost: Cost = NOTHING
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from glmfuse.report.left_over import NOTHING, Cost, LeftOver, total
 from glmfuse.report.report import ABSORBED, CHOSEN, MATCHED, GraphReport, Report, Row, Verified
 
 _EXAMPLES = 3
@@ -37,6 +38,7 @@ def _graph(graph: GraphReport) -> Iterator[str]:
     if missed:
         yield "  near misses:"
         yield from _grouped(missed)
+    yield from _left_over(graph)
     if graph.verified:
         yield "  verified, largest error over the calls so far:"
         yield from (_verified(entry) for entry in graph.verified.values())
@@ -57,6 +59,26 @@ def _table(graph: GraphReport) -> Iterator[str]:
             f"  {pattern:<16}{total[pattern]:>9}{counts[CHOSEN][pattern]:>9}{counts[ABSORBED][pattern]:>10}"
             f"{counts[MATCHED][pattern]:>7}  {', '.join(sorted(targets))}"
         ).rstrip()
+
+
+def _left_over(graph: GraphReport) -> Iterator[str]:
+    """What the engine gets as it was captured, the dearest first."""
+    entries = [entry for body in graph.bodies for entry in body.left_over]
+    if not entries:
+        return
+    whole = sum((body.cost.times(body.calls) for body in graph.bodies), NOTHING)
+    left = sum((total(body.left_over).times(body.calls) for body in graph.bodies), NOTHING)
+    yield f"  left to the engine: {len(entries)} operators, {_shares(left, whole)}"
+    lines: dict[tuple[str, str], list[LeftOver]] = {}
+    for entry in entries:
+        lines.setdefault((entry.op, entry.source), []).append(entry)
+    for (op, source), same in sorted(lines.items(), key=lambda line: -total(line[1]).bytes)[:_EXAMPLES]:
+        yield f"    {op} x{len(same)}, {_shares(total(same), whole)}  {source}".rstrip()
+
+
+def _shares(part: Cost, whole: Cost) -> str:
+    moved, held, flops = part.share_of(whole)
+    return f"{moved:.1%} of the bytes, {held:.1%} of weights and caches, {flops:.1%} of the FLOPs"
 
 
 def _grouped(rows: Iterable[Row]) -> Iterator[str]:
