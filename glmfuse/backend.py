@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 
+from glmfuse.breaks import tell
 from glmfuse.capture import capture_model, weights_among
 from glmfuse.errors import ExpectationError, OptionError, UnavailableError
 from glmfuse.fuse import Fusion, fuse
@@ -47,6 +48,7 @@ def compile_graph(
         raise OptionError(f"backend 'glmfuse' has no mode {mode!r}; pass options={{...}} instead.")
     parsed = Options.parse(options)
     fusion = fusion_for(parsed)
+    tell(fusion.report)
     graph = fusion.report.new_graph()
     engine = choose_engine(parsed.engine, example_inputs, graph.notes.append)
     graph.engine = engine.name

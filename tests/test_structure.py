@@ -31,7 +31,7 @@ LAYERS = (
     ("patterns",),
     ("lowering",),
     ("rows", "left_over", "fuse"),
-    ("backend",),
+    ("breaks", "backend"),
     ("dry_run", "huggingface"),
     ("cli",),
 )
