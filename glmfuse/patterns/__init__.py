@@ -9,6 +9,7 @@ from glmfuse.patterns.attention import attention
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
+from glmfuse.patterns.linear_add_rms_norm import linear_add_rms_norm
 from glmfuse.patterns.moe import moe
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
 from glmfuse.patterns.paged_attention import paged_attention
@@ -32,6 +33,7 @@ PATTERNS: tuple[Pattern, ...] = (
     paged_attention,
     grouped_mlp,
     moe,
+    linear_add_rms_norm,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})
