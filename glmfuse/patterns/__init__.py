@@ -11,6 +11,7 @@ from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.linear_add_rms_norm import linear_add_rms_norm
 from glmfuse.patterns.moe import moe
+from glmfuse.patterns.mtp_head import mtp_head
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
 from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.rms_norm import rms_norm
@@ -33,6 +34,7 @@ PATTERNS: tuple[Pattern, ...] = (
     paged_attention,
     grouped_mlp,
     moe,
+    mtp_head,
     linear_add_rms_norm,
 )
 
