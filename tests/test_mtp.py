@@ -59,6 +59,14 @@ def test_every_layer_has_an_entry_of_its_own() -> None:
     assert {name: chosen[name] for name in LAYER} == dict.fromkeys(LAYER, 2)
 
 
+def test_a_layer_may_return_its_sum_before_any_norm() -> None:
+    """As vLLM's does; transformers knows it by a field of the config."""
+    mtp = mtp_of(tiny(torch.bfloat16, chain_hidden_post_norm=False))
+    (captured,) = capture(mtp, **arguments(mtp, 6))
+    chosen = check_fused(captured).count("chosen")
+    assert {name: chosen[name] for name in LAYER} == {**dict.fromkeys(LAYER, 1), "add_rms_norm": 0}
+
+
 def test_generation_with_drafts_gives_eagers_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers makes the MtpModel inside generate, so that its class is what can be compiled."""
     model = with_checkpoint(tiny(torch.float32, num_hidden_layers=2), tmp_path)
