@@ -12,14 +12,16 @@ import torch
 from torch import fx
 
 from glmfuse.canonicalize import canonicalize
-from glmfuse.lowering.reference import inline
+from glmfuse.lowering.inline import inline
+from glmfuse.lowering.share import share
 from glmfuse.lowering.verify import add_comparisons
-from glmfuse.matching.check import ModelSizes, SiteTrace
+from glmfuse.matching.check import SiteTrace
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern
 from glmfuse.matching.plan import plan
 from glmfuse.matching.rewrite import rewrite
 from glmfuse.matching.select import Target, select
+from glmfuse.matching.sizes import ModelSizes
 from glmfuse.options import Options
 from glmfuse.report.report import Body, GraphReport, Report
 from glmfuse.rows import body_of, rows_of
@@ -96,7 +98,7 @@ def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, re
         if fusion.options.verify:
             add_comparisons(graph, fused, name, fusion.report, report)
         described.fused, described.nodes_fused = str(graph), len(graph.nodes)
-        inline(graph, fused)
+        share(graph, inline(graph, fused))
         module.recompile()
     return described
 

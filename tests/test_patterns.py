@@ -11,10 +11,13 @@ from glmfuse.canonicalize import canonicalize
 from glmfuse.canonicalize.term import INPUT, Term
 from glmfuse.capture import Fresh
 from glmfuse.fuse import _TRACES
+from glmfuse.lowering.tolerance import allowed
+from glmfuse.lowering.verify import difference
 from glmfuse.matching import dims as dims_of
+from glmfuse.matching.examples import example_scalars, example_sizes, variants
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
-from glmfuse.matching.search import _example_scalars, _example_sizes, live_terms, trace_pattern, variants
+from glmfuse.matching.traced import live_terms, trace_pattern
 from glmfuse.patterns import PATTERNS
 from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
 
@@ -24,17 +27,19 @@ CASES = [
     for pattern in PATTERNS
     for variant in variants(pattern)
 ]
+OWN_CASES = [case for case in CASES if not case.values[1].spelling]
+SPELLED = [case for case in CASES if case.values[1].spelling]
 
 
 def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int = 0) -> dict[str, Any]:
     """Real arguments: random tensors of the pattern's own example sizes."""
-    values = _example_sizes(pattern, variant, which)
+    values = example_sizes(pattern, variant, which)
     arguments: dict[str, Any] = {p.name: None for p in pattern.parameters}
     for parameter in pattern.parameters:
         if parameter.is_tensor and parameter.name not in variant.absent:
             shape = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)
             arguments[parameter.name] = _draw(shape, pattern.dtypes.get(parameter.name, dtype))
-    return {**arguments, **_example_scalars(pattern, variant, values, which)}
+    return {**arguments, **example_scalars(pattern, variant, values, which)}
 
 
 def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -47,7 +52,7 @@ def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("pattern", "variant"), CASES)
+@pytest.mark.parametrize(("pattern", "variant"), OWN_CASES)
 def test_the_op_is_the_function(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
     arguments = example(pattern, variant, dtype)
     found = as_tuple(pattern.call_op(arguments))
@@ -58,7 +63,17 @@ def test_the_op_is_the_function(pattern: Pattern, variant: Variant, dtype: torch
     assert len(set(storages)) == len(storages), "outputs are fresh and apart"
 
 
-@pytest.mark.parametrize(("pattern", "variant"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("pattern", "variant"), SPELLED)
+def test_a_spelling_is_the_same_function(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
+    arguments = example(pattern, variant, dtype)
+    found = as_tuple(pattern.function_of(variant.spelling)(**arguments))
+    for mine, theirs in zip(found, as_tuple(pattern.function(**arguments)), strict=True):
+        assert mine.dtype == theirs.dtype
+        assert difference(mine, theirs)[1] <= allowed(mine.dtype)
+
+
+@pytest.mark.parametrize(("pattern", "variant"), OWN_CASES)
 def test_opcheck(pattern: Pattern, variant: Variant) -> None:
     arguments = example(pattern, variant, torch.bfloat16)
     overload = pattern.overload(arguments)
@@ -74,7 +89,7 @@ def test_it_finds_itself_and_changes_no_bit(pattern: Pattern, variant: Variant, 
     arguments = example(pattern, variant, dtype, which)
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     rest = {name: value for name, value in arguments.items() if name not in tensors}
-    captured = capture(lambda **given: as_tuple(pattern.function(**given, **rest)), **tensors)[0]
+    captured = capture(lambda **given: as_tuple(pattern.function_of(variant.spelling)(**given, **rest)), **tensors)[0]
     module = captured.module()
     report = run_stages(module, only=(pattern.name,))
     assert report.count()[pattern.name] == 1
@@ -88,12 +103,11 @@ def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) 
     arguments = example(pattern, variant, torch.bfloat16)
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     rest = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
-    by_aot = capture(
-        lambda *given: as_tuple(pattern.function(**_all(pattern, tensors, given), **rest)), *tensors.values()
-    )
+    function = pattern.function_of(variant.spelling)
+    by_aot = capture(lambda *given: as_tuple(function(**_all(pattern, tensors, given), **rest)), *tensors.values())
     fresh = Fresh()
     fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
-    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False)
+    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=function)
     assert _spelling(canonicalize(by_aot[0].graph_module.graph).outputs) == _spelling(by_tracer.outputs)
 
 

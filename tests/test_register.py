@@ -11,6 +11,8 @@ from torch import Tensor
 
 from glmfuse import pattern, require
 from glmfuse.errors import PatternError
+from glmfuse.matching.examples import variants
+from glmfuse.matching.register import spelling_of
 
 
 def bad_dims() -> None:
@@ -163,3 +165,32 @@ def test_a_constraint_on_no_argument_is_refused() -> None:
         @constrained_exp.constraint
         def _(y: Tensor) -> None:
             require(y.dim() == 2, "two dimensions", y.dim())
+
+
+def test_a_spelling_takes_the_arguments_of_its_pattern() -> None:
+    @pattern(dims={"x": "... H"})
+    def spelled_exp(x: Tensor, up: bool) -> Tensor:
+        return torch.exp(x) + 1 if up else torch.exp(-x)
+
+    with pytest.raises(PatternError, match="must take the pattern's arguments"):
+
+        @spelling_of(spelled_exp)
+        def renamed(y: Tensor, up: bool) -> Tensor:
+            return torch.exp(y)
+
+    with pytest.raises(PatternError, match="takes no arguments of the pattern"):
+
+        @spelling_of(spelled_exp)
+        def refusing(x: Tensor, up: bool) -> Tensor:
+            require(False, "nothing")
+            return x
+
+    @spelling_of(spelled_exp)
+    def reversed_sum(x: Tensor, up: bool) -> Tensor:
+        require(up, "only upwards")
+        return torch.add(torch.ones_like(x), torch.exp(x))
+
+    spelled = [variant for variant in variants(spelled_exp) if variant.spelling]
+    assert [(variant.spelling, dict(variant.flags)) for variant in spelled] == [("reversed_sum", {"up": True})]
+    with pytest.raises(PatternError, match="'reversed_sum' is registered already"):
+        spelling_of(spelled_exp)(reversed_sum)

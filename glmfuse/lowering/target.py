@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import fx
 from torch._ops import OpOverload
 
+from glmfuse.matching.check import Site
 from glmfuse.matching.pattern import Pattern
 from glmfuse.matching.register import reference_function
 from glmfuse.matching.select import Gain, Request
@@ -32,12 +34,14 @@ class Kernel:
 
     fn: called with the pattern's arguments by name, None for what is absent; returns fresh tensors laid
     out as the pattern function's. supports: None, or why the kernel does not take a site. gain: what
-    fusing saves there.
+    fusing saves there. overwrites: it returns no fresh tensor but the argument that the pattern updates,
+    written in place; it is given only sites where that is proven safe.
     """
 
     fn: Callable[..., Any]
     supports_fn: Callable[[Request], str | None] = takes_all
     gain_fn: Callable[[Request], Gain] = saved_launches
+    overwrites: bool = False
 
     def supports(self, request: Request) -> str | None:
         """None when the kernel takes the site, otherwise the reason."""
@@ -53,14 +57,15 @@ class Target:
     """A named table of kernels.
 
     unavailable: why the target cannot be used here, or None. not_by_default: why it is used only when it
-    is asked for by name, or None.
+    is asked for by name, or None. inlined: the aten graph of a kernel at a site, for a target whose kernels
+    are written in aten and compiled by the engine with all the rest.
     """
 
     name: str
     kernels: Mapping[str, Kernel]
     unavailable: Callable[[], str | None] = field(default=lambda: None)
     not_by_default: Callable[[], str | None] = field(default=lambda: None)
-    is_inlined: bool = False
+    inlined: Callable[[Kernel, Site], fx.GraphModule | str] | None = None
     _ops: dict[OpOverload, OpOverload] = field(default_factory=dict)
 
     def op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
@@ -69,11 +74,15 @@ class Target:
         A second target of the same name, as a notebook makes when a cell runs again, gets a namespace
         of its own, so that each runs its own kernels.
         """
-        if self.is_inlined:
+        if self.inlined is not None:
             return reference
         if reference not in self._ops:
             self._ops[reference] = self._make_op(pattern, reference)
         return self._ops[reference]
+
+    def body(self, site: Site) -> fx.GraphModule | str | None:
+        """The graph to put in the place of the op, for a target that is inlined, or why it does not fit."""
+        return None if self.inlined is None else self.inlined(self.kernels[site.match.pattern.name], site)
 
     @cached_property
     def _namespace(self) -> str:

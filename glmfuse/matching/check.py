@@ -10,86 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
 from torch._ops import OpOverload
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in, typed
-from glmfuse.canonicalize.term import shape_of, size_of
 from glmfuse.capture import Fresh
 from glmfuse.errors import GlmfuseError
 from glmfuse.matching.cone import Cone, cone_of
 from glmfuse.matching.escape import Escape, Footprint, footprint, is_cheap
 from glmfuse.matching.index import Index
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.match import Match, Mismatch
 from glmfuse.matching.matcher import COMMUTATIVE, match_outputs
-from glmfuse.matching.pattern import ConstraintError, Pattern, Variant
-from glmfuse.matching.search import Literal, SearchGraph, Spec, Traced, trace_pattern
+from glmfuse.matching.pattern import ConstraintError, Pattern, Variant, patterns_spelled
+from glmfuse.matching.search import Literal, SearchGraph, Spec
+from glmfuse.matching.sizes import ModelSizes
+from glmfuse.matching.traced import Traced, trace_pattern
 from glmfuse.report.stage import Stage
-
-_ANY_SIZE = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A tensor without its data; sizes and strides are numbers or expressions of the model's symbols."""
-
-    shape: tuple[int | sympy.Expr, ...]
-    stride: tuple[int | sympy.Expr, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, val: torch.Tensor) -> Layout:
-        """Read a fake tensor's layout; adds no guard."""
-        return cls(shape_of(val), tuple(size_of(step) for step in val.stride()), val.dtype, val.device)
-
-    def is_alike(self, node: fx.Node) -> bool:
-        """Whether a node's tensor lies like this one: views downstream rely on strides."""
-        other = Layout.of(node.meta["val"])
-        return self.significant() == other.significant()
-
-    def significant(self) -> tuple[Any, ...]:
-        """What can be told apart: the stride of a dimension of size 1 cannot."""
-        steps = tuple(step for size, step in zip(self.shape, self.stride, strict=True) if size != 1)
-        return (self.shape, self.dtype, self.device, () if 0 in self.shape else steps)
-
-    def __str__(self) -> str:
-        return f"{self.dtype} of shape {self.shape} and strides {self.stride} on {self.device}"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSizes:
-    """What is known of the model's symbolic sizes; asking never adds a guard."""
-
-    shape_env: ShapeEnv | None = None
-
-    def hint(self, symbol: sympy.Symbol) -> int:
-        """The size that the model was traced with, or any where it has none."""
-        known = _hints_of(self.shape_env).get(symbol)
-        return _ANY_SIZE if known is None else int(known)
-
-    def fulfil(self, condition: sympy.Basic) -> bool:
-        """Whether a condition on sizes holds for certain."""
-        if self.shape_env is None or not condition.free_symbols:
-            return condition == sympy.true
-        return self.shape_env._maybe_evaluate_static(condition) == sympy.true
-
-
-def _hints_of(shape_env: ShapeEnv | None) -> Mapping[sympy.Symbol, Any]:
-    """The sizes that tracing saw; torch 2.12 and older have them under the shorter name."""
-    if shape_env is None:
-        return {}
-    found: Mapping[sympy.Symbol, Any] | None = getattr(shape_env, "backed_var_to_val", None)
-    return shape_env.var_to_val if found is None else found
-
-
-NO_SIZES = ModelSizes()
-
 
 Call = tuple[Any, tuple[Any, ...]]
 """An operator that computes, and the layouts of the tensors that it reads."""
@@ -101,7 +43,8 @@ class SiteTrace:
 
     graph: the search graph without anything free. outputs: what it returns. body: the aten graph with
     inner patterns expanded, whose placeholders are `tensors` in order. guards: what must be known.
-    calls: the operators of the body with the layouts that they read.
+    calls: the operators of the body with the layouts that they read. of: another function of the same
+    arguments traced there, or why it does not fit.
     """
 
     graph: SearchGraph
@@ -110,6 +53,7 @@ class SiteTrace:
     body: fx.GraphModule
     guards: tuple[sympy.Basic, ...]
     calls: frozenset[Call]
+    of: Callable[[Callable[..., Any]], fx.GraphModule | str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,9 +145,12 @@ class Checker:
         scalars = match.scalars
         hints = {symbol: self.sizes.hint(symbol) for symbol in sorted(_symbols(layouts), key=str)}
         literals = typed(tuple(scalars.items()))
-        key = (match.pattern, match.variant, tuple(layouts.items()), literals, tuple(hints.items()))
+        spelled = match.spellings()
+        kind = (match.pattern, match.variant, tuple(spelled.items()))
+        key = (*kind, tuple(layouts.items()), literals, tuple(hints.items()))
         if key not in self.traces:
-            self.traces[key] = _trace(match.pattern, match.variant, layouts, scalars, hints)
+            with patterns_spelled(spelled):
+                self.traces[key] = _trace(match.pattern, match.variant, layouts, scalars, hints)
         return self.traces[key]
 
 
@@ -216,12 +163,24 @@ def _trace(
 ) -> SiteTrace:
     fresh = Fresh(hints)
     tensors = {name: fresh.empty(at.shape, at.stride, at.dtype, at.device) for name, at in layouts.items()}
-    traced = trace_pattern(pattern, tensors, scalars)
-    body = trace_pattern(pattern, tensors, scalars, as_ops=False).graph_module
+    function = pattern.function_of(variant.spelling)
+    traced = trace_pattern(pattern, tensors, scalars, function=function)
+    body = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function).graph_module
     outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
     graph = _exact(pattern, variant, traced, fresh.theirs)
     calls = _calls(body.graph.nodes, fresh.theirs)
-    return SiteTrace(graph, outputs, tuple(tensors), body, fresh.guards(), calls)
+
+    def of(other: Callable[..., Any]) -> fx.GraphModule | str:
+        made = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
+        layouts = [_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in made.outputs]
+        if [layout.significant() for layout in layouts] != [layout.significant() for layout in outputs]:
+            return f"it returns {', '.join(map(str, layouts))}"
+        if unknown := set(fresh.guards()) - set(guards):
+            return f"it needs to know that {', '.join(map(str, unknown))}"
+        return made.graph_module
+
+    guards = fresh.guards()
+    return SiteTrace(graph, outputs, tuple(tensors), body, guards, calls, cache(of))
 
 
 def _calls(nodes: Iterable[fx.Node], theirs: Callable[[Any], Any]) -> frozenset[Call]:

@@ -10,13 +10,16 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize import INPUT, Canonical, Op, Term, terms_in
-from glmfuse.matching.check import NO_SIZES, Checker, ModelSizes, Site, SiteTrace
+from glmfuse.matching.check import Checker, Site, SiteTrace
 from glmfuse.matching.escape import is_cheap
+from glmfuse.matching.examples import variants
 from glmfuse.matching.index import Definition, Index
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.matcher import match_at
 from glmfuse.matching.pattern import NAMESPACE, Pattern
-from glmfuse.matching.search import SearchGraph, live_terms, search_graph, variants
+from glmfuse.matching.search import SearchGraph, search_graph
+from glmfuse.matching.sizes import NO_SIZES, ModelSizes
+from glmfuse.matching.traced import live_terms
 
 Missed = Mapping[str, set[Term]]
 """By pattern name, the values at which it nearly matched."""

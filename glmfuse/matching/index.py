@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from glmfuse.canonicalize import GETITEM, INPUT, Canonical, Op, Term, terms_in
 from glmfuse.canonicalize.schema import is_pure
 from glmfuse.matching.match import Match
-from glmfuse.matching.search import live_terms
+from glmfuse.matching.traced import live_terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,13 @@ class Match:
         overload = self.pattern.overload(arguments)
         return overload, tuple(arguments.get(argument.name) for argument in overload._schema.arguments)
 
+    def spellings(self) -> dict[str, str]:
+        """By name, the spellings of the smaller patterns inside that are not spelled as their own functions."""
+        found = {part.pattern.name: part.variant.spelling for part in self.parts if part.variant.spelling}
+        for part in self.parts:
+            found.update(part.spellings())
+        return dict(sorted(found.items()))
+
     def refused(self, stage: Stage, code: str, expected: str, found: str, node: fx.Node | None = None) -> Mismatch:
         """This match, stopped at a later stage; `node` is where, the anchor's unless given."""
         finding = Finding(code, expected, found, node or self.anchor.node)

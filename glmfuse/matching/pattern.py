@@ -8,7 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import torch
@@ -20,7 +20,12 @@ from glmfuse.matching import dims as dims_of
 NAMESPACE = "glmfuse"
 _SCALARS = {float: "float", int: "int", bool: "bool"}
 Case = Mapping[str, int | torch.dtype]
+OWN = ""
+"""The spelling of a pattern that is its own function."""
+
+_NO_SPELLINGS: Mapping[str, str] = MappingProxyType({})
 _as_ops: contextvars.ContextVar[bool] = contextvars.ContextVar("glmfuse_patterns_as_ops", default=False)
+_spelled: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("glmfuse_spelled", default=_NO_SPELLINGS)
 
 
 class ConstraintError(Exception):
@@ -64,17 +69,20 @@ class Parameter:
 class Variant:
     """One way to call a pattern: which optional tensors are there, which flags are set, what is fixed.
 
-    sizes: symbols of sizes. dtypes: tensors that do not have the model's dtype.
+    sizes: symbols of sizes. dtypes: tensors that do not have the model's dtype. spelling: which of the
+    pattern's functions.
     """
 
     absent: frozenset[str] = frozenset()
     flags: tuple[tuple[str, bool], ...] = ()
     sizes: tuple[tuple[str, int], ...] = ()
     dtypes: tuple[tuple[str, torch.dtype], ...] = ()
+    spelling: str = OWN
 
     def __str__(self) -> str:
         words = [f"no {name}" for name in sorted(self.absent)]
         words += [f"{name}={value}" for name, value in (*self.flags, *self.sizes, *self.dtypes)]
+        words += [f"spelled {self.spelling}"] if self.spelling else []
         return ", ".join(words) or "full"
 
 
@@ -86,7 +94,9 @@ class Pattern:
     examples: sizes of symbols for the two traces, where unlike primes do not do.
     cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
     dtypes: tensors whose dtype is not the model's. devices: those of the two traces. unordered: the last axis
-    of its outputs is in no order, the same for all. level: 0, or one more than the highest pattern called.
+    of its outputs is in no order, the same for all. updates: the argument whose new value the output is.
+    level: 0, or one more than the highest pattern called. spellings: by name, the other
+    functions that compute the same.
     """
 
     name: str
@@ -99,19 +109,23 @@ class Pattern:
     where: str
     devices: tuple[str, str] = ("cpu", "cpu")
     unordered: bool = False
+    updates: str | None = None
     level: int = 0
     calls: frozenset[str] = frozenset()
     constraints: list[Callable[..., None]] = field(default_factory=list)
     overloads: dict[frozenset[str], OpOverload] = field(default_factory=dict)
+    spellings: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def function_of(self, spelling: str) -> Callable[..., Any]:
+        """The function of that spelling."""
+        return self.spellings[spelling] if spelling else self.function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The pattern function, or its op while a larger pattern is being traced."""
         if torch.compiler.is_dynamo_compiling():  # a model that calls the pattern: trace into it
             return self.function(*args, **kwargs)
-        if (called := _called.get()) is not None:
-            called.add(self)
         if not _as_ops.get():
-            return self.function(*args, **kwargs)
+            return self.function_of(_spelled.get().get(self.name, OWN))(*args, **kwargs)
         bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
         return self.call_op(bound.arguments)
@@ -150,20 +164,6 @@ class Pattern:
         return next(parameter for parameter in self.parameters if parameter.name == name)
 
 
-_called: contextvars.ContextVar[set[Pattern] | None] = contextvars.ContextVar("glmfuse_called", default=None)
-
-
-@contextlib.contextmanager
-def calls_recorded() -> Iterator[set[Pattern]]:
-    """Collect the patterns that are called inside."""
-    called: set[Pattern] = set()
-    token = _called.set(called)
-    try:
-        yield called
-    finally:
-        _called.reset(token)
-
-
 @contextlib.contextmanager
 def patterns_as_ops(value: bool = True) -> Iterator[None]:
     """Inside, a call of a pattern is one op of the graph; with False, its function runs."""
@@ -172,6 +172,16 @@ def patterns_as_ops(value: bool = True) -> Iterator[None]:
         yield
     finally:
         _as_ops.reset(token)
+
+
+@contextlib.contextmanager
+def patterns_spelled(spellings: Mapping[str, str]) -> Iterator[None]:
+    """Inside, the function of a pattern that is called is the one of its spelling here, by pattern name."""
+    token = _spelled.set(spellings)
+    try:
+        yield
+    finally:
+        _spelled.reset(token)
 
 
 def read_parameters(name: str, function: Callable[..., Any], dims: Mapping[str, str]) -> tuple[Parameter, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from glmfuse.canonicalize import INPUT, Term
 from glmfuse.canonicalize.schema import is_function_of_values, is_pure
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
+from glmfuse.matching.examples import EXAMPLE_DTYPE, example_trace, variants, variants_with
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import (
     NAMESPACE,
     Case,
@@ -20,24 +23,15 @@ from glmfuse.matching.pattern import (
     Pattern,
     Variant,
     _where,
-    calls_recorded,
     patterns_as_ops,
     read_parameters,
     schema,
 )
-from glmfuse.matching.search import (
-    Traced,
-    captured_names,
-    example_trace,
-    live_terms,
-    search_graph,
-    variant_of,
-    variants,
-)
+from glmfuse.matching.search import captured_names, search_graph
+from glmfuse.matching.traced import Traced, live_terms
 
-EXAMPLE_DTYPE = torch.bfloat16
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_NAMES: set[str] = set()
+_REGISTERED: dict[str, Pattern] = {}
 
 
 def pattern(
@@ -49,6 +43,7 @@ def pattern(
     dtypes: Mapping[str, torch.dtype] | None = None,
     devices: tuple[str, str] = ("cpu", "cpu"),
     unordered: bool = False,
+    updates: str | None = None,
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
@@ -57,7 +52,8 @@ def pattern(
     examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
     tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
     that never have it. devices: of the two traces; unlike ones where the function takes a dtype or a number
-    from its device. unordered: kernels may permute the last axis of the outputs, of all alike. Raises
+    from its device. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
+    tensor argument whose new value is the one output, so that kernels may write it in place. Raises
     PatternError, with the line, when the function is no pattern.
     """
 
@@ -74,23 +70,48 @@ def pattern(
             devices=devices,
             where=_where(function),
             unordered=unordered,
+            updates=updates,
         )
-        if name in _NAMES:
+        if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
         _define(made)
-        _NAMES.add(name)
+        _REGISTERED[name] = made
         return made
 
     return register
 
 
+def spelling_of(made: Pattern) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function another spelling of a pattern: the same function of the same arguments.
+
+    Its graphs are found as sites of the pattern, and proven against it. What holds of the pattern's own
+    function only in exact arithmetic is for targets to use; the reference keeps the operators of the
+    spelling that it found. Arguments that the spelling does not take it refuses by `require`. Raises
+    PatternError, with the line, when it takes other arguments or does not trace.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name, where = function.__name__, _where(function)
+        if list(inspect.signature(function).parameters) != [p.name for p in made.parameters]:
+            raise PatternError(made.name, where, f"its spelling {name!r} must take the pattern's arguments")
+        if name in made.spellings:
+            raise PatternError(made.name, where, f"a spelling {name!r} is registered already")
+        made.spellings[name] = function
+        spelled = [variant for absent in made.overloads for variant in variants_with(made, absent, name)]
+        if not spelled:
+            raise PatternError(made.name, where, f"its spelling {name!r} takes no arguments of the pattern")
+        for variant in spelled:
+            _read_calls(made, variant)
+            _check_scalars(made, variant)
+        return function
+
+    return register
+
+
 def _define(made: Pattern) -> None:
-    full = _variant(made, frozenset())
-    with calls_recorded() as called:
-        traced = _try_trace(made, full)
-    made.calls = frozenset(inner.name for inner in called)
-    made.level = max((inner.level + 1 for inner in called), default=0)
+    traced = _try_trace(made, _variant(made, frozenset()))
     _check_outputs(made, traced)
+    _check_updates(made, traced)
     groups = _groups(made)
     structural = [group for group in groups if not _is_passed_on(made, traced, group)]
     passed_on = frozenset(itertools.chain(*groups)) - frozenset(itertools.chain(*structural))
@@ -100,12 +121,24 @@ def _define(made: Pattern) -> None:
             present = "_".join(group[0] for group in structural if group not in chosen)
             made.overloads[absent] = _make_op(made, absent, present, passed_on)
     for variant in variants(made):
+        _read_calls(made, variant)
         _check_scalars(made, variant)
 
 
+def _read_calls(made: Pattern, variant: Variant) -> None:
+    """Note which patterns a variant calls."""
+    traced = _try_trace(made, variant)
+    ops = [term.op for term in traced.live() if isinstance(term.op, OpOverload) and term.op.namespace == NAMESPACE]
+    called = [_REGISTERED[op._schema.name.partition("::")[2]] for op in ops]
+    made.calls |= frozenset(inner.name for inner in called)
+    made.level = max([made.level, *(inner.level + 1 for inner in called)])
+
+
 def _variant(made: Pattern, absent: frozenset[str]) -> Variant:
-    flags = tuple((p.name, True) for p in made.parameters if p.kind == "bool")
-    return variant_of(absent, flags, made.cases[0])
+    """The first that there is without these tensors."""
+    if (found := next(variants_with(made, absent), None)) is None:
+        raise PatternError(made.name, made.where, f"its `require` refuses every call without {sorted(absent)}")
+    return found
 
 
 def _groups(made: Pattern) -> list[tuple[str, ...]]:
@@ -148,6 +181,15 @@ def _check_outputs(made: Pattern, traced: Traced) -> None:
     live = set(traced.live())
     if unused := [name for name, term in traced.inputs.items() if term not in live]:
         raise PatternError(made.name, made.where, f"the result does not depend on {unused}")
+
+
+def _check_updates(made: Pattern, traced: Traced) -> None:
+    if made.updates is None:
+        return
+    updated = traced.inputs.get(made.updates)
+    if updated is None or len(traced.outputs) != 1 or Layout.of(updated.val) != Layout.of(traced.outputs[0].val):
+        problem = f"updates= names {made.updates!r}, which is no tensor argument laid out as the one output"
+        raise PatternError(made.name, made.where, problem)
 
 
 def _is_passed_on(made: Pattern, full: Traced, group: tuple[str, ...]) -> bool:

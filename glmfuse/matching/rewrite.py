@@ -29,6 +29,7 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     """
     sites = list(chosen)
     order = list(kept_order(graph)) if sites else []
+    first_reads: list[tuple[fx.Node, fx.Node]] = []
     place = {node: index for index, node in enumerate(graph.nodes)}
     replaced: dict[fx.Node, fx.Node] = {}
     fused = [_insert(graph, candidate, place, replaced) for candidate in sites]
@@ -36,10 +37,13 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
         # A site may read what another makes; by now all of them are there.
         node.args = fx.map_arg(node.args, lambda source: replaced.get(source, source))
         _redirect(candidate, replaced, keep_originals)
+        if candidate.write_back is not None:
+            graph.erase_node(candidate.write_back)
+            first_reads += [(original, node) for original in candidate.site.cone.nodes]
     for candidate in () if keep_originals else sites:
         _erase(graph, candidate, place)
     if sites:
-        restore_order(graph, order)
+        restore_order(graph, [*order, *(first_reads if keep_originals else ())])
     graph.lint()
     return fused
 
@@ -107,12 +111,13 @@ def restore_order(graph: fx.Graph, kept: Iterable[tuple[fx.Node, fx.Node]] = ())
     """Sort topologically, keeping the captured order wherever the edges allow it, and the pairs in any case."""
     nodes = list(graph.nodes)
     place = {node: index for index, node in enumerate(nodes)}
-    if all(place[source] < place[node] for node in nodes for source in node.all_input_nodes):
+    pairs = [(before, after) for before, after in kept if before in place and after in place]
+    edges = itertools.chain(pairs, ((source, node) for node in nodes for source in node.all_input_nodes))
+    if all(place[before] < place[after] for before, after in edges):
         return
     followers: dict[fx.Node, list[fx.Node]] = {node: list(node.users) for node in nodes}
-    for before, after in kept:
-        if before in place and after in place:
-            followers[before].append(after)
+    for before, after in pairs:
+        followers[before].append(after)
     waiting = dict.fromkeys(nodes, 0)
     for follower in itertools.chain.from_iterable(followers.values()):
         waiting[follower] += 1

@@ -7,27 +7,19 @@ the search and is compared when the function is traced again at the site.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
-from torch import fx
 
-from glmfuse.canonicalize import INPUT, Canonical, Op, Term, canonicalize, terms_in
+from glmfuse.canonicalize import INPUT, Op, Term, terms_in
 from glmfuse.canonicalize.term import describe_op
-from glmfuse.capture import Fresh, trace
 from glmfuse.errors import PatternError
-from glmfuse.matching import dims as dims_of
-from glmfuse.matching.pattern import Case, Pattern, Variant, patterns_as_ops
-
-_FLOATS = (0.01171875, 0.02734375)
-"""Values of the first float argument in the two traces, exact in binary and in no pattern's text.
-
-Those of the next ones lie 0.5 further each.
-"""
+from glmfuse.matching.examples import example_scalars, example_sizes, example_trace
+from glmfuse.matching.pattern import Pattern, Variant
+from glmfuse.matching.traced import Traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,92 +73,6 @@ class SearchGraph:
         return frozenset(term.op for term in self.terms)
 
 
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """One trace of a pattern function: its graph, its terms, and which of these are arguments."""
-
-    graph_module: fx.GraphModule
-    canonical: Canonical
-    inputs: Mapping[str, Term]
-    outputs: tuple[Term, ...]
-
-    def live(self) -> tuple[Term, ...]:
-        """The terms between the arguments and the outputs, producers first."""
-        return live_terms(self.outputs)
-
-
-def trace_pattern(
-    pattern: Pattern, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any], as_ops: bool = True
-) -> Traced:
-    """Trace the function on these fake tensors; `as_ops` keeps the patterns that it calls as ops."""
-
-    def function(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with patterns_as_ops(as_ops):
-            result = pattern.function(**absent, **dict(zip(tensors, values, strict=True)), **scalars)
-        return (result,) if isinstance(result, torch.Tensor) else tuple(result)
-
-    absent = {p.name: None for p in pattern.parameters if p.is_tensor and p.name not in tensors}
-    graph_module = trace(function, tuple(tensors.values()))
-    canonical = canonicalize(graph_module.graph)
-    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    inputs = {name: canonical.term_of[node] for name, node in zip(tensors, placeholders, strict=True)}
-    return Traced(graph_module, canonical, inputs, canonical.outputs[0] if _nested(canonical) else canonical.outputs)
-
-
-def _nested(canonical: Canonical) -> bool:
-    return len(canonical.outputs) == 1 and isinstance(canonical.outputs[0], tuple)
-
-
-@cache
-def example_trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int) -> Traced:
-    """Trace a variant on the first or second of its made-up examples."""
-    values = _example_sizes(pattern, variant, which)
-    fresh = Fresh()
-    tensors = {
-        p.name: fresh.empty(
-            shape=dims_of.evaluate(p.sizes_without(variant.absent), values, which),
-            stride=None,
-            dtype={**pattern.dtypes, **dict(variant.dtypes)}.get(p.name, dtype),
-            device=torch.device(pattern.devices[which]),
-        )
-        for p in pattern.parameters
-        if p.is_tensor and p.name not in variant.absent
-    }
-    return trace_pattern(pattern, tensors, _example_scalars(pattern, variant, values, which))
-
-
-def _example_sizes(pattern: Pattern, variant: Variant, which: int) -> dict[str, int]:
-    declared = [p.sizes_without(variant.absent) for p in pattern.parameters]
-    return dims_of.assign(declared, {**pattern.examples[which], **dict(variant.sizes)}, which)
-
-
-def _example_scalars(pattern: Pattern, variant: Variant, values: Mapping[str, int], which: int) -> dict[str, Any]:
-    scalars: dict[str, Any] = dict(variant.flags)
-    floats = itertools.count(_FLOATS[which], 0.5)
-    for parameter in pattern.parameters:
-        if parameter.kind == "int":
-            scalars[parameter.name] = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)[0]
-        elif parameter.kind == "float":
-            scalars[parameter.name] = next(floats)
-    return scalars
-
-
-def variants(pattern: Pattern) -> Iterator[Variant]:
-    """Every way to call the pattern, the fullest first."""
-    flags = [p.name for p in pattern.parameters if p.kind == "bool"]
-    for absent in sorted(pattern.overloads, key=lambda names: (len(names), sorted(names))):
-        for values in itertools.product((True, False), repeat=len(flags)):
-            for case in pattern.cases:
-                yield variant_of(absent, tuple(zip(flags, values, strict=True)), case)
-
-
-def variant_of(absent: frozenset[str], flags: tuple[tuple[str, bool], ...], case: Case) -> Variant:
-    """The variant of one case, whose sizes and dtypes are told apart by their kind."""
-    sizes = tuple((name, size) for name, size in case.items() if isinstance(size, int))
-    dtypes = tuple((name, dtype) for name, dtype in case.items() if isinstance(dtype, torch.dtype))
-    return Variant(absent, flags, sizes, dtypes)
-
-
 @cache
 def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> SearchGraph:
     """Trace twice, compare, and say of each literal what it is."""
@@ -181,7 +87,7 @@ def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> Sear
 
 
 def _scalar_examples(pattern: Pattern, variant: Variant) -> dict[str, tuple[Any, Any]]:
-    pair = [_example_scalars(pattern, variant, _example_sizes(pattern, variant, which), which) for which in (0, 1)]
+    pair = [example_scalars(pattern, variant, example_sizes(pattern, variant, which), which) for which in (0, 1)]
     return {name: (pair[0][name], pair[1][name]) for name in pair[0] if not isinstance(pair[0][name], bool)}
 
 
@@ -198,22 +104,6 @@ def _captured(spec: Any) -> Iterator[str]:
     elif isinstance(spec, tuple):
         for item in spec:
             yield from _captured(item)
-
-
-def live_terms(outputs: tuple[Any, ...]) -> tuple[Term, ...]:
-    """The terms that the outputs depend on, producers first."""
-    done: dict[Term, None] = {}
-    stack = [(output, False) for output in reversed(tuple(terms_in(tuple(outputs))))]
-    while stack:
-        term, is_ready = stack.pop()
-        if term in done:
-            continue
-        if is_ready:
-            done[term] = None
-        else:
-            stack.append((term, True))
-            stack.extend((source, False) for source in reversed(tuple(terms_in(term.args))))
-    return tuple(done)
 
 
 def _pair(pattern: Pattern, first: Traced, second: Traced) -> dict[Term, Term]:

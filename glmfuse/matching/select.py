@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import fx
 from torch._ops import OpOverload
 
-from glmfuse.matching.check import Layout, Site
+from glmfuse.matching.check import Site
 from glmfuse.matching.escape import Escape, Footprint, compute_nodes, footprint
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.match import Mismatch
+from glmfuse.matching.overwrite import Overwrite, overwrite
 from glmfuse.matching.pattern import Pattern, Variant
 from glmfuse.report.stage import Stage
 
@@ -23,6 +26,7 @@ class Request:
     compute_nodes: how many operators of the graph the site replaces. launch_us: what a launch is held to
     cost, in microseconds. unlike: an operator that the pattern
     function calls on other layouts than the graph does, if there is one: the last bit may differ then.
+    kept: why the result may not be written over the argument that the pattern updates, if it may not.
     """
 
     pattern: Pattern
@@ -33,6 +37,7 @@ class Request:
     compute_nodes: int
     launch_us: float
     unlike: str | None = None
+    kept: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,10 @@ class Gain:
 class Kernel(Protocol):
     """What selection needs of a kernel."""
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether it writes its result over the argument that its pattern updates."""
+
     def supports(self, request: Request) -> str | None:
         """None when the kernel takes it, otherwise the reason why not, with the number that exceeds."""
 
@@ -84,16 +93,24 @@ class Target(Protocol):
     def op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
         """The op to put in the graph for this overload of the pattern."""
 
+    def body(self, site: Site) -> fx.GraphModule | str | None:
+        """The aten graph to put in the op's place, None where the op stays, or why it does not fit."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A site that a kernel takes. owned: the nodes that it replaces. op: what takes their place."""
+    """A site that a kernel takes. op: what takes the place of its nodes; body: what takes that of the op.
+
+    write_back: the node that copies the result into the argument updated, not needed any more.
+    """
 
     site: Site
     target: str
     op: OpOverload
     gain: Gain
     footprint: Footprint
+    body: fx.GraphModule | None = None
+    write_back: fx.Node | None = None
 
 
 def select(
@@ -111,18 +128,25 @@ def select(
         if isinstance(chosen, Mismatch):
             refused.append(chosen)
             continue
-        target, gain = chosen
+        target, kernel, gain = chosen
         space = footprint(site.cone)
         if isinstance(space, Escape):
             expected, found = f"{space.node.name} read only inside the site", f"also read by {space.user.name}"
             refused.append(site.match.refused(Stage.ESCAPE, "escape", expected, found, space.node))
             continue
+        body = target.body(site)
+        if isinstance(body, str):
+            reason = f"{target.name}: {body}"
+            refused.append(site.match.refused(Stage.KERNEL, "kernel", "a kernel that fits the site", reason))
+            continue
         op = target.op(site.match.pattern, site.match.call()[0])
-        candidates.append(Candidate(site, target.name, op, gain, space))
+        over = overwrite(site) if kernel.overwrites else None
+        back = over.write_back if isinstance(over, Overwrite) else None
+        candidates.append(Candidate(site, target.name, op, gain, space, body, back))
     return candidates, refused
 
 
-def _first_target(site: Site, targets: Sequence[Target], launch_us: float) -> tuple[Target, Gain] | Mismatch:
+def _first_target(site: Site, targets: Sequence[Target], launch_us: float) -> tuple[Target, Kernel, Gain] | Mismatch:
     request = request_of(site, launch_us)
     reasons: list[str] = []
     code = "gain"
@@ -130,14 +154,14 @@ def _first_target(site: Site, targets: Sequence[Target], launch_us: float) -> tu
         kernel = target.kernels.get(site.match.pattern.name)
         if kernel is None:
             reasons.append(f"{target.name}: has no kernel for {site.match.pattern.name}")
-        elif (reason := kernel.supports(request)) is not None:
+        elif (reason := (request.kept if kernel.overwrites else None) or kernel.supports(request)) is not None:
             reasons.append(f"{target.name}: {reason}")
             code = "kernel"
         elif not (gain := kernel.gain(request)).saved > 0:
             reasons.append(f"{target.name}: {gain}")
             code = "loss" if gain.saved < 0 and code == "gain" else code
         else:
-            return target, gain
+            return target, kernel, gain
     reason = "; ".join(reasons) or "no target is enabled"
     return site.match.refused(Stage.KERNEL, code, "a kernel that takes the site and gains", reason)
 
@@ -147,6 +171,15 @@ def request_of(site: Site, launch_us: float) -> Request:
     tensors = {name: Layout.of(node.meta["val"]) for name, node in site.inputs.items() if node is not None}
     match, outputs = site.match, site.trace.outputs
     replaced = compute_nodes(site.cone)
+    over = overwrite(site) if match.pattern.updates else None
     return Request(
-        match.pattern, match.variant, tensors, match.scalars, outputs, replaced, launch_us, site.unlike_calls()
+        pattern=match.pattern,
+        variant=match.variant,
+        tensors=tensors,
+        scalars=match.scalars,
+        outputs=outputs,
+        compute_nodes=replaced,
+        launch_us=launch_us,
+        unlike=site.unlike_calls(),
+        kept=over if isinstance(over, str) else None,
     )

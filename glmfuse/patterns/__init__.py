@@ -6,6 +6,8 @@ from types import MappingProxyType
 from glmfuse.matching.pattern import Pattern
 from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.attention import attention
+from glmfuse.patterns.cache_update import cache_update
+from glmfuse.patterns.eager_attention import eager_attention
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
@@ -32,6 +34,8 @@ PATTERNS: tuple[Pattern, ...] = (
     swiglu_mlp,
     attention,
     paged_attention,
+    eager_attention,
+    cache_update,
     grouped_mlp,
     moe,
     mtp_head,

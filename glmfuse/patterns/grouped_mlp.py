@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glmfuse.matching.register import pattern
+from glmfuse.matching.register import pattern, spelling_of
 from glmfuse.patterns.grouped_mm import grouped_mm
 from glmfuse.patterns.swiglu import swiglu
 
@@ -52,16 +52,24 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
     return taken
 
 
+def _combined(outputs: Tensor, x: Tensor, ids: Tensor) -> Tensor:
+    """The sum over the choices of each token, in x's dtype and shape."""
+    return outputs.view(*ids.shape, x.shape[-1]).sum(dim=1).to(x.dtype).view(x.shape)
+
+
 @pattern(dims=_DIMS, examples=_SIZES, cases=_CASES, dtypes=_DTYPES, devices=("cpu", "cuda"))
-def grouped_mlp(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor, batched: bool) -> Tensor:
+def grouped_mlp(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
     """The sum over a of weights[t, a] * down(silu(gate(x)) * up(x)), by the weights of expert ids[t, a].
 
     x [batch, tokens, hidden], weights [batch * tokens, active] fp32, ids [batch * tokens, active] int64 below
     experts, w_gate_up [experts, 2 * width, hidden] gate first, w_down [experts, hidden, width] -> x's shape.
-    The weighted sum is fp32, rounded once. batched is how the reference does it: by bmm with gathered weights,
-    or by grouped_mm over sorted rows. Source: DeepSeek-V3 report, equation 12; batched_mm_experts_forward and
+    The weighted sum is fp32, rounded once. Source: DeepSeek-V3 report, equation 12;
     grouped_mm_experts_forward of transformers.
     """
-    rows = x.view(-1, x.shape[-1])
-    outputs = (_batched if batched else _grouped)(rows, weights, ids, w_gate_up, w_down)
-    return outputs.view(*ids.shape, x.shape[-1]).sum(dim=1).to(x.dtype).view(x.shape)
+    return _combined(_grouped(x.view(-1, x.shape[-1]), weights, ids, w_gate_up, w_down), x, ids)
+
+
+@spelling_of(grouped_mlp)
+def batched_mm(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """The same by bmm with gathered weights.  Source: batched_mm_experts_forward of transformers."""
+    return _combined(_batched(x.view(-1, x.shape[-1]), weights, ids, w_gate_up, w_down), x, ids)

@@ -40,7 +40,6 @@ def moe(
     topk_group: int,
     renormalize: bool,
     scale: float,
-    batched: bool,
 ) -> Tensor:
     """The routed experts' weighted sum, and the shared expert.  x [batch, tokens, hidden] -> the same shape.
 
@@ -50,5 +49,5 @@ def moe(
     """
     rows = x.view(-1, x.shape[-1])
     weights, ids = gate_topk(rows, w_router, bias, top_k, n_group, topk_group, renormalize, scale)
-    routed = grouped_mlp(x, weights, ids, w_gate_up, w_down, batched)
+    routed = grouped_mlp(x, weights, ids, w_gate_up, w_down)
     return routed + swiglu_mlp(x, w_shared_gate, w_shared_up, w_shared_down)

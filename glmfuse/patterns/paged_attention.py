@@ -25,4 +25,4 @@ def paged_attention(
     k, v = (cache[table].flatten(1, 2).transpose(1, 2) for cache in (k_cache, v_cache))
     position = torch.arange(k.shape[2], device=lengths.device)
     mask = position < lengths[:, None]
-    return attention(q.unsqueeze(2), k, v, mask[:, None, None], scale).squeeze(2)
+    return attention(q.unsqueeze(2), k, v, mask[:, None, None], scale, False).squeeze(2)

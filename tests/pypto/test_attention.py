@@ -16,7 +16,7 @@ from glmfuse.lowering.pypto.family import Geometry, arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import interpret
 from glmfuse.lowering.pypto.process import Mode
 from glmfuse.lowering.pypto.registry import KERNELS
-from glmfuse.matching.check import Layout
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import Variant
 from glmfuse.matching.select import Request
 from glmfuse.patterns import attention, paged_attention

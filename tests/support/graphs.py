@@ -72,7 +72,7 @@ def run_stages(module: fx.GraphModule, **options: Any) -> GraphReport:
     """Fuse a graph in place and return its report; the reference target and no engine."""
     report = options.pop("report", None) or Report()
     graph = report.new_graph()
-    fuse(module, fusion_for(Options.parse({"report": report, **options})), graph)
+    fuse(module, fusion_for(Options.parse({"report": report, "targets": ("reference",), **options})), graph)
     return graph
 
 

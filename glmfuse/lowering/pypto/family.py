@@ -195,6 +195,7 @@ def _attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
         "v": draw(tokens, at.kv_heads, kept, at.head_dim),
         "mask": mask if tokens % 2 else None,
         "scale": at.head_dim**-0.5,
+        "causal": False,
     }
 
 

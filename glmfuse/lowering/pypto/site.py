@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel
-from glmfuse.matching.check import Layout
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import Variant
 from glmfuse.matching.select import Request
 from glmfuse.options import LAUNCH_US

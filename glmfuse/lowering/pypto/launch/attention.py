@@ -12,7 +12,7 @@ from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import DTYPES, contiguous, first, fixed, half, same_dtype
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import FP32, CubeTile, power_below, round_up, token_block
-from glmfuse.matching.check import Layout
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.select import Request
 
 _UNIT = 16
@@ -45,6 +45,7 @@ def _limits(chip: Chip, site: Request) -> str | None:
     mask = site.tensors.get("mask")
     return first(
         lambda: _one_query(q.shape[2]),
+        lambda: "a causal attention of one query sees one key" if site.scalars["causal"] else None,
         lambda: _heads_fit(q, k, v, q.shape[1], k.shape[1]),
         lambda: _cache_fits(k.shape[2]),
         lambda: None if mask is None else _is_row_per_sequence(mask, q, k),
@@ -109,7 +110,7 @@ def _is_row_per_sequence(mask: Layout, q: Layout, k: Layout) -> str | None:
     return None if mask.shape == expected else f"a mask of shape {mask.shape}; the kernel takes {expected}"
 
 
-def _launch(chip: Chip, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Launch:
+def _launch(chip: Chip, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Launch:
     batch, heads, _, width = q.shape
     kv_heads, length = k.shape[1:3]
     plan = _plan(chip, q.dtype, batch, heads, kv_heads, width, length, None, scale, masked=mask is not None)

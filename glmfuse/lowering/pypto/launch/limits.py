@@ -9,7 +9,7 @@ import torch
 
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.tiling import FP32, tail
-from glmfuse.matching.check import Layout
+from glmfuse.matching.layout import Layout
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.bfloat16: "DT_BF16",

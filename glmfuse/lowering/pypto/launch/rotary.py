@@ -9,7 +9,7 @@ from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import DTYPES, contiguous, first, fixed, row_fits, same_dtype, storable
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import token_block, vector_rows
-from glmfuse.matching.check import Layout
+from glmfuse.matching.layout import Layout
 from glmfuse.matching.select import Request
 
 LIVE_ROWS = 4

@@ -1,4 +1,4 @@
-"""The target `reference`: the pattern function itself, inlined, so that the engine sees plain aten."""
+"""Putting aten graphs in the place of fused ops, so that the engine compiles them with all the rest."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from torch import fx
 from glmfuse.matching.rewrite import SITE
 from glmfuse.matching.select import Candidate
 
-NAME = "reference"
 
-
-def inline(graph: fx.Graph, fused: list[fx.Node]) -> None:
-    """Put the pattern's own aten graph in place of each fused node whose target is the reference."""
+def inline(graph: fx.Graph, fused: list[fx.Node]) -> list[fx.Node]:
+    """Put its body in place of each fused node whose target has one; the nodes that came in."""
+    made: list[fx.Node] = []
     for node in fused:
         candidate: Candidate = node.meta[SITE]
-        if candidate.target == NAME:
-            _inline(graph, node, candidate)
+        if candidate.body is not None:
+            made += _inline(graph, node, candidate, candidate.body.graph)
     graph.lint()
+    return made
 
 
-def _inline(graph: fx.Graph, node: fx.Node, candidate: Candidate) -> None:
-    site = candidate.site
-    body = site.trace.body.graph
+def _inline(graph: fx.Graph, node: fx.Node, candidate: Candidate, body: fx.Graph) -> list[fx.Node]:
     values: dict[fx.Node, fx.Node] = {}
-    names = iter(site.trace.tensors)
+    made: list[fx.Node] = []
+    names = iter(candidate.site.trace.tensors)
     parameters = (argument.name for argument in candidate.op._schema.arguments)
     arguments = dict(zip(parameters, node.args, strict=True))
     results: tuple[fx.Node, ...] = ()
@@ -35,7 +34,9 @@ def _inline(graph: fx.Graph, node: fx.Node, candidate: Candidate) -> None:
                 results = tuple(values[value] for value in inner.args[0])
             else:
                 values[inner] = _copy(graph, inner, values, node)
+                made.append(values[inner])
     _replace(graph, node, results)
+    return made
 
 
 def _copy(graph: fx.Graph, inner: fx.Node, values: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:

@@ -1,0 +1,111 @@
+"""Whether a site's result may be written over the tensor that it updates, and if not, why.
+
+A functional graph updates an input by a copy of it, which it copies back at its end. The copy is not needed
+where nothing else can tell: nobody reads the old value, and nobody keeps the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from glmfuse.canonicalize.schema import is_view, is_write, written_arguments
+from glmfuse.matching.check import Site
+from glmfuse.matching.cone import tensor_inputs
+from glmfuse.matching.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Overwrite:
+    """The result may be written over the argument. write_back: the copy into an input that is then idle."""
+
+    write_back: fx.Node | None
+
+
+def overwrite(site: Site) -> Overwrite | str:
+    """That the update may happen in place, or why not."""
+    updated = site.inputs[str(site.match.pattern.updates)]
+    assert updated is not None
+    (results,) = site.cone.outputs
+    if len(results) > 1:
+        return f"the result is made twice, as {results[0].name} and {results[1].name}"
+    (result,) = results
+    if not Layout.of(updated.meta["val"]).is_alike(result):
+        return f"{updated.name} lies in memory as {Layout.of(updated.meta['val'])}, the result does not"
+    if (reason := _read(updated, result, site)) is not None:
+        return reason
+    if updated.op == "placeholder":
+        return _kept(updated, result) or _write_back(updated, result)
+    return Overwrite(None) if _is_filled(updated) else f"{updated.name} may lie in another tensor's memory"
+
+
+def _is_filled(node: fx.Node) -> bool:
+    """Whether the tensor is made in the graph of numbers alone, as zeros are: no other value can share it."""
+    return node.op == "call_function" and isinstance(node.target, OpOverload) and not any(tensor_inputs(node))
+
+
+def _read(updated: fx.Node, result: fx.Node, site: Site) -> str | None:
+    """Who else reads the old value."""
+    for reader in _readers(updated):
+        if reader is not result and not is_write(reader):
+            return f"the old value is also read by {reader.name}"
+    for name, node in site.inputs.items():
+        if name != site.match.pattern.updates and _shares(node, updated):
+            return f"{name} lies in {updated.name} itself"
+    return None
+
+
+def _kept(updated: fx.Node, result: fx.Node) -> str | None:
+    """Who keeps the new value."""
+    for reader in _readers(result):
+        if reader.op == "output":
+            return "the new value is also returned"
+        if is_write(reader) and not _writes(reader, updated):
+            return f"the new value is also written by {reader.name}"
+    return None
+
+
+def _write_back(updated: fx.Node, result: fx.Node) -> Overwrite | str:
+    writes = [reader for reader in _readers(updated) if is_write(reader)]
+    if not writes:
+        return f"{updated.name} keeps its old value: nothing writes it"
+    if len(writes) > 1:
+        return f"{updated.name} is written {len(writes)} times"
+    (write,) = writes
+    is_plain = write.target.name() == "aten::copy_" and write.args[:2] == (updated, result)  # type: ignore[union-attr]
+    if not is_plain or write.users:
+        return f"{write.name} does not write the result, and nothing else, into {updated.name}"
+    return Overwrite(write)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """The users of a tensor and of the views of it."""
+    seen = [node]
+    for holder in seen:
+        for user in holder.users:
+            if not _is_view(user):
+                yield user
+            elif user not in seen:
+                seen.append(user)
+
+
+def _shares(node: fx.Node | None, updated: fx.Node) -> bool:
+    """Whether a tensor is the updated one, or a view of it."""
+    while node is not None and node is not updated and _is_view(node):
+        node = node.args[0] if isinstance(node.args[0], fx.Node) else None
+    return node is updated
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's result may lie in the memory of its argument, `_unsafe_view` included."""
+    if node.op != "call_function" or is_write(node):
+        return False
+    return is_view(node.target) or node.target is torch.ops.aten._unsafe_view.default  # type: ignore[arg-type]
+
+
+def _writes(write: fx.Node, target: fx.Node) -> bool:
+    return any(write.args[index] is target for index in written_arguments(write.target))  # type: ignore[arg-type]
