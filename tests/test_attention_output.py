@@ -48,6 +48,24 @@ def test_a_bias_and_rows_of_tokens_are_taken(lead: tuple[int, ...]) -> None:
     assert dict(fused(layer_end, *given(*lead)).count("chosen")) == {"linear_add_rms_norm": 1}
 
 
+def product_first(heads: Tensor, w: Tensor, b: Tensor, residual: Tensor, w_norm: Tensor) -> tuple[Tensor, Tensor]:
+    total = F.linear(heads.flatten(-2), w, b) + residual
+    return rms_norm.function(total, w_norm, EPS), total
+
+
+def two_products(heads: Tensor, w: Tensor, b: Tensor, residual: Tensor, w_norm: Tensor) -> tuple[Tensor, ...]:
+    """The residual is a product too, and read again, as behind the entry of an MTP layer."""
+    residual = F.linear(residual, w[:, :32])
+    total = residual + F.linear(heads.flatten(-2), w, b)
+    return rms_norm.function(total, w_norm, EPS), total, residual
+
+
+@pytest.mark.parametrize("function", [product_first, two_products])
+def test_the_sum_is_taken_either_way_round(function: Callable[..., object]) -> None:
+    report = fused(function, *given(2, 5))
+    assert report.count("chosen")["linear_add_rms_norm"] == 1
+
+
 def test_heads_that_lie_apart_give_one_product_of_all_rows() -> None:
     def from_heads(heads: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         return layer_end(heads.transpose(1, 2).reshape(2, 5, 4, 16), *rest)
