@@ -77,15 +77,21 @@ def make_config(raw: dict[str, Any], **overrides: Any) -> Any:
 
 
 def build(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A causal language model in eval mode with random weights of this dtype.
-
-    Biases, norms and the router's correction bias are random too, so that a fusion that drops one shows.
-    """
+    """A causal language model in eval mode with random weights of this dtype."""
     transformers = require_transformers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    generator = torch.Generator().manual_seed(seed + 1)
+    randomize(model, seed + 1)
+    return model
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Draw every weight anew.
+
+    Biases, norms and the router's correction bias are random too, so that a fusion that drops one shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if "norm" in name:
@@ -94,7 +100,6 @@ def build(config: Any, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
             elif tensor.dim() >= 2:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * tensor.shape[-1] ** -0.5)
-    return model
 
 
 @contextlib.contextmanager

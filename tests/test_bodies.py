@@ -37,7 +37,7 @@ def test_a_shared_body_is_fused_once_and_counted_for_each_call(model: Any) -> No
     assert len([row for row in body.rows if row.pattern == "moe" and row.status == "chosen"]) == 1
     chosen = report.count("chosen")
     assert (chosen["norm_qkv_rope"], chosen["moe"], chosen["swiglu_mlp"]) == (LAYERS, LAYERS - 1, 1)
-    assert (chosen["add_rms_norm"], chosen["rms_norm"]) == (LAYERS, 1)  # the last sum is made inside the body
+    assert (chosen["linear_add_rms_norm"], chosen["rms_norm"]) == (LAYERS, 1)  # the last sum is made inside the body
 
 
 @pytest.mark.slow

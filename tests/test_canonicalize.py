@@ -79,6 +79,20 @@ def test_values_that_differ_stay_apart(name: str, one: Function, other: Function
     assert first is not second
 
 
+def test_a_linear_reads_rows_as_the_graph_holds_them_and_makes_up_no_other() -> None:
+    def side_by_side(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.mm(x.transpose(0, 1).reshape(2, 3, 4).view(6, 4), w.t()).view(2, 3, 5)
+
+    def in_rows(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.mm(x.transpose(0, 1).reshape(6, 4), w.t()).view(2, 3, 5)
+
+    held, not_held = (terms(function, (2, 3, 4), (5, 4)).outputs for function in (side_by_side, in_rows))
+    assert held.op is aten.linear.default
+    assert held.args[0].val.shape == (2, 3, 4)
+    assert not_held.op is aten.reshape.default
+    assert not_held.args[0].op is aten.linear.default
+
+
 def test_a_value_read_after_a_write_is_another_value() -> None:
     def writes(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
         row, copy = x[0], x.clone()

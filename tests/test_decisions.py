@@ -168,5 +168,5 @@ def test_a_disabled_block_releases_its_parts() -> None:
     report = run_stages(capture(model, **decode_static(model))[0].module(), disable=("norm_qkv_rope",))
     chosen = report.count("chosen")
     assert chosen["norm_qkv_rope"] == 0
-    assert (chosen["add_rms_norm"], chosen["rms_norm"]) == (8, 9)
+    assert (chosen["linear_add_rms_norm"], chosen["add_rms_norm"], chosen["rms_norm"]) == (4, 4, 9)
     assert chosen["rotary"] == 8

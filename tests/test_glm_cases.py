@@ -21,9 +21,10 @@ EXPECTED = {
     "swiglu_mlp": DENSE,
     "gate_topk": 0,
     "grouped_mlp": 0,
-    "add_rms_norm": LAYERS + 1,
+    "linear_add_rms_norm": LAYERS,
+    "add_rms_norm": 1,
 }
-"""Fused sites: every layer's front, mixture of experts or MLP; each second norm and the last."""
+"""Fused sites: every layer's front, output projection with the second norm, experts or MLP; and the last norm."""
 
 INSIDE = {"gate_topk": LAYERS - DENSE, "grouped_mlp": LAYERS - DENSE, "swiglu_mlp": LAYERS}
 """Sites found, those that a larger one takes counted too: every router, routed experts, MLP or shared expert."""

@@ -79,6 +79,9 @@ class _Build:
                 self.shared[key] = term
         return term
 
+    def known(self, op: Op, args: tuple[Arg, ...]) -> Term | None:
+        return self.shared.get((op, typed(args)))
+
     def add(self, node: fx.Node) -> None:
         if node.op == "output":
             self.outputs = self.argument(node.args[0])

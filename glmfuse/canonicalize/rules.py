@@ -23,6 +23,9 @@ class Builder(Protocol):
     def __call__(self, op: Op, args: tuple[Arg, ...], val: Any) -> Term:
         """The canonical term of `op(*args)`, whose value is `val`."""
 
+    def known(self, op: Op, args: tuple[Arg, ...]) -> Term | None:
+        """The term of `op(*args)` where the graph has it already."""
+
 
 Rule = Callable[[Builder, tuple[Any, ...], Any], Term | None]
 
@@ -48,16 +51,19 @@ def fold_reshape(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Te
 
 
 def reshape_of_linear(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:
-    """reshape(linear(reshape(x, [T, H]), w, b), [*lead, O]) -> linear(x, w, b) for x [*lead, H]"""
+    """reshape(linear(reshape(x, [T, H]), w, b), [*lead, O]) -> linear(x, w, b) for x [*lead, H]
+
+    And -> linear(y, w, b) for a y [*lead, H] of the graph that is reshape(x, [*lead, H]), such as the heads of
+    an attention side by side.
+    """
     source, shape = args
-    if source.op is not aten.linear.default:
+    if source.op is not aten.linear.default or shape[-1:] != shape_of(source.val)[-1:]:
         return None
     rows, weight, bias = source.args
     inner = rows.args[0] if rows.op is aten.reshape.default else rows
-    outer = shape_of(inner.val)
-    if outer[-1:] == shape_of(rows.val)[-1:] and shape == (*outer[:-1], *shape_of(source.val)[-1:]):
-        return build(aten.linear.default, (inner, weight, bias), val)
-    return None
+    wide = (*shape[:-1], *shape_of(rows.val)[-1:])
+    found = inner if shape_of(inner.val) == wide else build.known(aten.reshape.default, (inner, wide))
+    return None if found is None else build(aten.linear.default, (found, weight, bias), val)
 
 
 def as_permute(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:

@@ -14,7 +14,7 @@ from glmfuse.matching.check import Checker, Site, SiteTrace
 from glmfuse.matching.escape import is_cheap
 from glmfuse.matching.examples import variants
 from glmfuse.matching.index import Definition, Index
-from glmfuse.matching.match import Match, Mismatch
+from glmfuse.matching.match import Mismatch
 from glmfuse.matching.matcher import match_at
 from glmfuse.matching.pattern import NAMESPACE, Pattern
 from glmfuse.matching.search import SearchGraph, search_graph
@@ -127,26 +127,36 @@ def _near_misses(patterns: Sequence[Pattern], index: Index, dtypes: Sequence[tor
     for miss in found.misses:
         missed.setdefault(miss.pattern.name, set()).update(miss.nodes)
     for pattern in sorted(patterns, key=lambda pattern: pattern.level):
-        covered = _covered(pattern, found.sites)
+        covered, shared = _covered(pattern, found.sites)
         best: dict[Term, Mismatch] = {}
         for graph in _graphs(pattern, dtypes):
             for anchor in _distinct_ops(graph):
                 for at in tuple(index.occurrences(anchor.op)):
                     if at.value in covered or (at.match is not None and at.match.pattern is pattern):
                         continue
-                    _keep(best, match_at(index, graph, anchor, at), at, missed)
+                    result = match_at(index, graph, anchor, at)
+                    if isinstance(result, Mismatch) and _is_near(result, at.value in shared, missed):
+                        _keep(best, result, at)
         kept = _without_overlaps(best.values())
         missed.setdefault(pattern.name, set()).update(term for miss in kept for term in miss.nodes)
         found.misses.extend(kept)
 
 
-def _covered(pattern: Pattern, sites: Sequence[Site]) -> set[Term]:
-    """Values that belong to a match of this pattern, or of one that is no part of this pattern."""
-    return {
-        term for site in sites for term in site.match.inner
-        if site.match.pattern.name not in pattern.calls
-        and (site.match.pattern.level >= pattern.level)
-    }  # fmt: skip
+def _covered(pattern: Pattern, sites: Sequence[Site]) -> tuple[set[Term], set[Term]]:
+    """Values that belong to a match of this pattern, or of one that is no part of this pattern.
+
+    Apart from them those that a part of both computes: a linear between an MLP and a norm may be either's.
+    """
+    covered: set[Term] = set()
+    shared: set[Term] = set()
+    for match in (site.match for site in sites):
+        if match.pattern.name in pattern.calls or match.pattern.level < pattern.level:
+            continue
+        parts = () if match.pattern is pattern else match.parts
+        both = {output for part in parts if part.pattern.name in pattern.calls for output in part.outputs}
+        covered |= match.inner - both
+        shared |= both
+    return covered, shared
 
 
 def _distinct_ops(graph: SearchGraph) -> Iterable[Term]:
@@ -156,23 +166,27 @@ def _distinct_ops(graph: SearchGraph) -> Iterable[Term]:
     return by_op.values()
 
 
-def _keep(best: dict[Term, Mismatch], result: Match | Mismatch, at: Definition, missed: Missed) -> None:
-    if isinstance(result, Match) or not (_is_near(result) or _stops_at_miss(result, missed)):
-        return
+def _keep(best: dict[Term, Mismatch], result: Mismatch, at: Definition) -> None:
     if at.value not in best or result.reach > best[at.value].reach:
         best[at.value] = result
 
 
-def _is_near(result: Mismatch) -> bool:
-    """Whether most of the pattern is there, or half of it and something like the missing operator."""
-    if 2 * result.matched > result.total:
+def _is_near(result: Mismatch, is_shared: bool, missed: Missed) -> bool:
+    """Whether most of the pattern is there, or it lacks a smaller one that nearly was.
+
+    Where no other pattern has the value, half of it and something like the missing operator are enough.
+    """
+    if 2 * result.matched > result.total or _stops_at_miss(result, missed):
         return True
-    return 2 * result.matched == result.total and result.wants is not None and _resembles(result.wants, result.at)
+    is_half = 2 * result.matched == result.total and not is_shared
+    return is_half and result.wants is not None and _resembles(result.wants, result.at)
 
 
 def _resembles(wanted: Op, found: Term | None) -> bool:
-    """Whether an operator computes, from as many tensors as the wanted one."""
+    """Whether an operator computes, from as many tensors as the wanted one; none resembles a whole pattern."""
     if found is None or found.node is None or not isinstance(wanted, OpOverload) or is_cheap(found.node):
+        return False
+    if wanted.namespace == NAMESPACE:
         return False
     tensors = sum(1 for argument in wanted._schema.arguments if str(argument.type) == "Tensor")
     return found.op is not INPUT and tensors == sum(1 for _ in terms_in(found.args))

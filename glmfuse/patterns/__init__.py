@@ -11,7 +11,9 @@ from glmfuse.patterns.eager_attention import eager_attention
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
+from glmfuse.patterns.linear_add_rms_norm import linear_add_rms_norm
 from glmfuse.patterns.moe import moe
+from glmfuse.patterns.mtp_head import mtp_head
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
 from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.rms_norm import rms_norm
@@ -36,6 +38,8 @@ PATTERNS: tuple[Pattern, ...] = (
     cache_update,
     grouped_mlp,
     moe,
+    mtp_head,
+    linear_add_rms_norm,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})

@@ -12,6 +12,7 @@ from glmfuse.matching.register import pattern
 def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """x wᵀ + b.  x [..., hidden], w [out, hidden], b [out] or None -> [..., out].
 
-    Source: torch.nn.functional.linear, bias and product rounded once.
+    One product of all rows, however x lies in memory; bias and product are rounded once. Source:
+    torch.nn.functional.linear.
     """
-    return F.linear(x, w, b)
+    return F.linear(x.reshape(-1, x.shape[-1]), w, b).view(*x.shape[:-1], w.shape[0])

@@ -106,6 +106,7 @@ def test_a_whole_tiny_glm_runs_through_the_kernels(phase: Any) -> None:
     by_pypto = {row.pattern for row in report.rows() if row.target == "pypto"}
     one_query = {"attention"} if phase is decode_static else set()  # over keys repeated to one for each head
     assert by_pypto == {"norm_qkv_rope", "gate_topk", "swiglu_mlp", "add_rms_norm", "swiglu"} | one_query
+    assert not report.count("chosen")["linear_add_rms_norm"], "a kernel comes before what is only inlined"
     torch._dynamo.reset()
     options = {"engine": "eager", "targets": ("reference",)}
     expected = torch.compile(model, backend="glmfuse", options=options)(**fresh(given)).logits
