@@ -47,7 +47,9 @@ def test_json_keeps_its_schema() -> None:
     }  # fmt: skip
     assert graph["counts"]["rms_norm"] == {"matched": 17, "chosen": 0, "absorbed": 17}
     (body,) = graph["bodies"]
-    assert set(body) == {"name", "calls", "nodes_captured", "nodes_fused", "rows"}
+    assert set(body) == {"name", "calls", "nodes_captured", "nodes_fused", "rows", "cost", "left_over"}
+    assert set(body["cost"]) == {"bytes", "held", "flops"}
+    assert set(body["left_over"][0]) == {"node", "op", "source", "module", "cost"}
     assert set(body["rows"][0]) == {field.name for field in fields(Row)} == {
         "pattern", "status", "stage", "node", "source", "code", "expected", "found", "target", "gain",
         "variant", "scalars", "replaced", "matched_terms", "total_terms",
@@ -137,4 +139,5 @@ def test_explain_many_times_never_runs_out() -> None:
 def test_a_stage_has_its_time() -> None:
     report = Report()
     compiled_with(report)
-    assert set(report.graphs[0].seconds) == {"canonicalize", "match", "select", "plan", "rewrite", "engine"}
+    stages = {"canonicalize", "match", "select", "plan", "left over", "rewrite", "engine"}
+    assert set(report.graphs[0].seconds) == stages
