@@ -83,28 +83,6 @@ def test_all_layers_of_glm_45_at_full_size_in_little_memory(config: Path) -> Non
     expected = {"norm_qkv_rope": 92, "attention": 92, "cache_update": 2 * 92, "linear_add_rms_norm": 92}
     expected |= {"moe": 89, "swiglu_mlp": 3, "add_rms_norm": 1}
     assert {name: chosen[name] for name in expected} == expected
-    assert graph["counts"]["gate_topk"]["absorbed"] == 1
-
-
-def test_explain_a_prefill(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "--config", str(config), "--layers", "4", "--phase", "prefill", "--tokens", "16"]) == 0
-    assert "norm_qkv_rope" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_all_layers_of_glm_45_at_full_size_in_little_memory(config: Path) -> None:
-    script = (
-        "import sys, resource\n"
-        "from glmfuse.cli.main import main\n"
-        f"status = main(['explain', '--config', {str(config)!r}, '--json'])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
-        "sys.exit(status)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=True)
-    (graph,) = json.loads(done.stdout)["graphs"]
-    chosen = {name: counts["chosen"] for name, counts in graph["counts"].items()}
-    expected = {"norm_qkv_rope": 92, "linear_add_rms_norm": 92, "moe": 89, "swiglu_mlp": 3, "add_rms_norm": 1}
-    assert {name: chosen[name] for name in expected} == expected
     inside = {"gate_topk": 89, "grouped_mlp": 89, "swiglu_mlp": 89}
     assert {name: graph["counts"][name]["absorbed"] for name in inside} == inside
     peak_kib = int(done.stderr.split()[-1])
