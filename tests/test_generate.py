@@ -57,7 +57,7 @@ def test_tokens_equal_those_of_aot_without_fusion(dtype: torch.dtype) -> None:
     model = tiny(dtype)
     plain = copy.deepcopy(model)
     plain.compile(backend="aot_eager")
-    ours = compiled_in_place(model, engine="eager")
+    ours = compiled_in_place(model, engine="eager", targets=("reference",))
     for seed in range(3):
         assert torch.equal(generate(ours, prompt_of(seed)), generate(plain, prompt_of(seed)))
 

@@ -26,6 +26,9 @@ EXPECTED = {
 }
 """Fused sites: every layer's front, output projection with the second norm, experts or MLP; and the last norm."""
 
+SHARED = {"aten.where.self": LAYERS - 1, "aten.arange.default": LAYERS - DENSE - 1}
+"""Operators that every layer repeats in the captured graph, and that inlining makes once."""
+
 INSIDE = {"gate_topk": LAYERS - DENSE, "grouped_mlp": LAYERS - DENSE, "swiglu_mlp": LAYERS}
 """Sites found, those that a larger one takes counted too: every router, routed experts, MLP or shared expert."""
 
@@ -83,13 +86,17 @@ def test_a_table_row_says_why_a_phase_has_no_dynamic_case() -> None:
 
 
 def test_fusing_with_the_reference_adds_no_operator() -> None:
-    """Whatever a site replaces is gone: the inlined pattern functions compute as often as the captured graph."""
+    """Whatever a site replaces is gone: the inlined pattern functions compute no more than the captured graph.
+
+    And no less, but for what all layers share: the mask, and the number of each row.
+    """
     model = tiny(torch.bfloat16)
     captured = capture(model, **PHASES[2].arguments(model, False))[0]
     module = captured.module()
     run_stages(module)
     before, after = (_computing(graph) for graph in (captured.graph_module.graph, module.graph))
-    assert after == before
+    assert after <= before
+    assert {name: before[name] - after[name] for name in before - after} == SHARED
 
 
 def _computing(graph: torch.fx.Graph) -> Counter[str]:
