@@ -26,7 +26,11 @@ EXPECTED = {
 }
 """Fused sites: every layer's front, output projection with the second norm, experts or MLP; and the last norm."""
 
-SHARED = {"aten.where.self": LAYERS - 1, "aten.arange.default": LAYERS - DENSE - 1}
+SHARED = {
+    "aten.where.self": LAYERS - 1,
+    "aten.scalar_tensor.default": 2 * (LAYERS - 1),
+    "aten.arange.default": LAYERS - DENSE - 1,
+}
 """Operators that every layer repeats in the captured graph, and that inlining makes once."""
 
 INSIDE = {"gate_topk": LAYERS - DENSE, "grouped_mlp": LAYERS - DENSE, "swiglu_mlp": LAYERS}
