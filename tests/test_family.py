@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 import torch
+from torch import fx
 
 from tests.support.expected import COLUMNS, FAMILY, Counts
 from tests.support.family import MEMBERS, PHASES, member
 from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
+from tests.support.mutate import fused_mutant
+from tests.test_routed_experts import last
 
+aten = torch.ops.aten
 BLOCKS = ("norm_qkv_rope", "moe")
 
 
@@ -33,3 +40,34 @@ def check_counts(captured: Captured, expected: Counts) -> None:
     before = outputs_and_writes(captured.module(), captured.arguments())
     assert not any(value.isnan().any() for value in before if isinstance(value, torch.Tensor))
     assert same_bits(outputs_and_writes(module, captured.arguments()), before)
+
+
+@cache
+def dense() -> Captured:
+    """A prompt through the dense GLM, whose rotary turns neighbours."""
+    return capture(member("glm"), **PHASES["prefill"]("glm", member("glm")))[0]
+
+
+def neighbours_swapped(graph: fx.Graph) -> None:
+    pair = last(graph, aten.stack.default)
+    pair.update_arg(0, list(reversed(pair.args[0])))  # type: ignore[call-overload]
+
+
+def neighbours_one_behind_the_other(graph: fx.Graph) -> None:
+    last(graph, aten.stack.default).update_arg(1, -2)
+
+
+def one_neighbour_twice(graph: fx.Graph) -> None:
+    negated = last(graph, aten.stack.default).args[0][0]  # type: ignore[index]
+    negated.args[0].update_arg(2, 0)
+
+
+def no_sign(graph: fx.Graph) -> None:
+    last(graph, aten.neg.default).target = aten.abs.default
+
+
+@pytest.mark.parametrize("edit", [neighbours_swapped, neighbours_one_behind_the_other, one_neighbour_twice, no_sign])
+def test_another_rotary_of_neighbours_is_not_taken(edit: Callable[[fx.Graph], None]) -> None:
+    report = fused_mutant(dense(), edit)
+    assert report.count()["rotary"] == 3
+    assert report.count("chosen")["norm_qkv_rope"] == 1

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import fx
 
-from glmfuse.report.report import GraphReport
 from tests.support.expected import VERSIONS
 from tests.support.graphs import Captured, outputs_and_writes, run_stages, same_bits
-from tests.support.mutate import Mutation, mutate, mutations
+from tests.support.mutate import fused_mutant, mutate, mutations
 from tests.support.recorded import read
 from tests.test_family import check_counts
 from tests.test_mutants import MEANS_THE_SAME
@@ -113,23 +112,9 @@ NEAR = [
 
 @pytest.mark.parametrize(("version", "case", "edit"), NEAR, ids=[f"{v}-{c}-{e.__name__}" for v, c, e in NEAR])
 def test_a_near_miss_is_not_taken(version: str, case: str, edit: Callable[[fx.Graph], None]) -> None:
-    report = fused_mutant(version, case, edit)
+    report = fused_mutant(recorded(version, case), edit)
     assert report.count()["grouped_mlp"] == 0
     assert report.count()["gate_topk"] == 1
-
-
-def fused_mutant(version: str, case: str, edit: Callable[[fx.Graph], None]) -> GraphReport:
-    """Fuse the mutant; its outputs are its own to the bit, and not the recorded graph's."""
-    graph = recorded(version, case)
-    first = next(iter(graph.graph_module.graph.nodes)).name
-    mutant = mutate(graph, Mutation(edit.__name__, first, lambda node: edit(node.graph)))
-    assert mutant is not None
-    expected = outputs_and_writes(mutant, graph.arguments())
-    assert not same_bits(expected, outputs_and_writes(graph.module(), graph.arguments()))
-    report = run_stages(mutant)
-    mutant.recompile()
-    assert same_bits(outputs_and_writes(mutant, graph.arguments()), expected)
-    return report
 
 
 MUTATED = [("5.0.0", "decode_static"), ("5.5.4", "decode_batched"), ("5.10.4", "decode_static")]
