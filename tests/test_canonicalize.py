@@ -24,6 +24,16 @@ def terms(function: Callable[..., object], *shapes: tuple[int, ...], dtype: torc
     return canonicalize(trace(function, fakes).graph)
 
 
+def best(x: torch.Tensor) -> torch.Tensor:
+    """Two indices below 4 in each row."""
+    return x.topk(2, dim=-1)[1]
+
+
+def some(x: torch.Tensor) -> torch.Tensor:
+    """Five of these, sorted."""
+    return best(x).view(-1)[best(x)[0, 0, 0] + torch.arange(5)].sort()[0]
+
+
 SAME: list[tuple[str, Function, Function]] = [
     ("clone", lambda x, w: x.clone() + 1, lambda x, w: x + 1),
     ("alias and detach", lambda x, w: x.detach() + 1, lambda x, w: x + 1),
@@ -38,6 +48,7 @@ SAME: list[tuple[str, Function, Function]] = [
     ("expand to itself", lambda x, w: x.expand(2, -1, 4) + 1, lambda x, w: x + 1),
     ("full slice", lambda x, w: x[:, 0:] + 1, lambda x, w: x + 1),
     ("slice of slice", lambda x, w: x[..., 1:][..., 1:] + 1, lambda x, w: x[..., 2:4] + 1),
+    ("every second of a slice", lambda x, w: x[..., 1:][..., 1::2] + 1, lambda x, w: x[..., 2::2] + 1),
     ("split", lambda x, w: x.split([1, 3], -1)[1] + 1, lambda x, w: x[..., 1:] + 1),
     ("chunk", lambda x, w: x.chunk(2, dim=-1)[1] + 1, lambda x, w: x[..., 2:] + 1),
     ("negative dim", lambda x, w: x.mean(-1, keepdim=True), lambda x, w: x.mean(2, keepdim=True)),
@@ -45,6 +56,9 @@ SAME: list[tuple[str, Function, Function]] = [
     ("wider and back", lambda x, w: x.double().float() + 1, lambda x, w: x + 1),
     ("cat with nothing", lambda x, w: torch.cat([x, x[..., 4:]], -1) + 1, lambda x, w: x + 1),
     ("linear in rows", lambda x, w: F.linear(x.view(6, 4), w).view(2, 3, 5), lambda x, w: F.linear(x, w)),
+    ("clamp of indices", lambda x, w: best(x).clamp(0, 3), lambda x, w: best(x)),
+    ("fill past the end", lambda x, w: x[0, :, :2].masked_fill(best(x)[0] >= 4, 0), lambda x, w: x[0, :, :2]),
+    ("fill past the end of a row", lambda x, w: w.masked_fill(some(x)[:, None] >= 4, 0), lambda x, w: w),
     ("mm", lambda x, w: torch.mm(x.view(6, 4), w.t()).view(2, 3, 5), lambda x, w: F.linear(x, w)),
 ]
 
@@ -63,11 +77,20 @@ DIFFERENT: list[tuple[str, Function, Function]] = [
     ("dim", lambda x, w: x.mean(1), lambda x, w: x.mean(2).sum() * x.mean(1)),
     ("keepdim", lambda x, w: x.sum(2, keepdim=True), lambda x, w: x.sum(2).unsqueeze(2) * 1),
     ("slice", lambda x, w: x[..., 1:3], lambda x, w: x[..., 2:4]),
+    ("every second, and each", lambda x, w: x[..., 1::2], lambda x, w: x[..., 1:3]),
+    ("slice of every second", lambda x, w: x[..., ::2][..., 1:], lambda x, w: x[..., 1:2] + 0),
     ("narrower and back", lambda x, w: x.half().float(), lambda x, w: x.clone()),
     ("two roundings of a bias", lambda x, w: F.linear(x, w, w.sum(1)), lambda x, w: F.linear(x, w) + w.sum(1)),
     ("beta", lambda x, w: torch.addmm(w[:, 0], x[0], w.t(), beta=2), lambda x, w: torch.addmm(w[:, 0], x[0], w.t())),
     ("inf and -inf", lambda x, w: x.masked_fill(x > 0, float("inf")), lambda x, w: x.masked_fill(x > 0, -float("inf"))),
     ("zero and minus zero", lambda x, w: x * 0.0, lambda x, w: x * -0.0),
+    ("clamp below the last index", lambda x, w: best(x).clamp(0, 2), lambda x, w: best(x)),
+    ("clamp above the first index", lambda x, w: best(x).clamp(1, 3), lambda x, w: best(x)),
+    ("clamp of any integers", lambda x, w: x.long().clamp(0, 3), lambda x, w: x.long()),
+    ("clamp of sums of indices", lambda x, w: (best(x) + 1).clamp(0, 3), lambda x, w: best(x) + 1),
+    ("clamp of places of a sort", lambda x, w: best(x).sort()[1].clamp(0, 0), lambda x, w: best(x).sort()[1]),
+    ("fill of the last index", lambda x, w: x[..., :2].masked_fill(best(x) >= 3, 0), lambda x, w: x[..., :2]),
+    ("fill that repeats", lambda x, w: w[0, :2].masked_fill(best(x) >= 4, 0), lambda x, w: w[0, :2]),
     ("random", lambda x, w: torch.rand_like(x), lambda x, w: torch.rand_like(x)),
 ]
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import linecache
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.support.expected import FAMILY, VERSIONS, Counts, Key, table
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -34,3 +37,8 @@ def test_its_code_runs(document: str) -> None:
 def test_the_readme_example_is_ten_lines() -> None:
     first = BLOCK.findall((ROOT / "README.md").read_text())[0]
     assert len(first.strip().splitlines()) <= 10
+
+
+@pytest.mark.parametrize(("first", "counts"), [("model", FAMILY), ("transformers", VERSIONS)])
+def test_the_readme_has_the_counts_that_the_tests_expect(first: str, counts: Mapping[Key, Counts]) -> None:
+    assert table(first, counts) in (ROOT / "README.md").read_text()

@@ -33,6 +33,8 @@ MEANS_THE_SAME = {
     r"literal 1 of aten.unsqueeze.default": "a new dimension before one of size 1 is one behind it",
     r"extra user of .*": "an output of the op, or a view, cast or fill that stays for its outside user",
 }
+UNDEFINED = r"(literal . of aten.histc|extra user of aten.empty_like).default"
+"""Mutants that read memory which nothing was written to: rows in no group, and places before there are any."""
 SHOWS = (r"literal 1 of aten.add.Tensor", r"literal 1 of aten.mul.Tensor", r"literal 2 of aten.masked_fill.*")
 """Mutations whose effect the inputs must be drawn to show: eps, scale, mask value."""
 
@@ -69,7 +71,7 @@ def test_a_mutant_is_never_mistaken(name: str, shard: int) -> None:
     kinds: Counter[str] = Counter()
     shown: Counter[str] = Counter()
     for mutation in all_mutations(name)[::STRIDE][shard::SHARDS]:
-        mutant = mutate(graph, mutation)
+        mutant = None if re.fullmatch(UNDEFINED, mutation.kind) else mutate(graph, mutation)
         if mutant is None:
             continue
         try:

@@ -52,7 +52,7 @@ def largest_off(graph: fx.Graph) -> None:
 
 
 def mask_value(graph: fx.Graph) -> None:
-    nodes(graph, aten.masked_fill.Scalar)[0].update_arg(2, 0.0)
+    nodes(graph, aten.masked_fill.Scalar)[0].update_arg(2, 0.5)
 
 
 def rotate_backwards(graph: fx.Graph) -> None:
@@ -69,7 +69,6 @@ CASES = [
     (gelu, "swiglu_mlp", "glmfuse.swiglu", "aten.mul.Tensor", "mul_15", "modeling_glm4_moe.py"),
     (eps_of_k_norm, "norm_qkv_rope", "eps, the same everywhere", "2e-05", "", "modeling_glm4_moe.py"),
     (largest_off, "route_topk", "True", "False", "topk_2", "modeling_glm4_moe.py"),
-    (mask_value, "route_topk", "-inf", "0.0", "masked_fill", "modeling_glm4_moe.py"),
     (mask_value, "gate_topk", "glmfuse.route_topk.default", "", "", "modeling_glm4_moe.py"),
     (rotate_backwards, "rotary", "aten.neg.default", "aten.slice.Tensor", "slice_5", "modeling_glm4_moe.py"),
     (sqrt, "rms_norm", "aten.rsqrt.default", "aten.sqrt.default", "rsqrt", "modeling_glm4_moe.py"),
@@ -89,6 +88,13 @@ def test_a_near_miss_names_its_reason(
     assert node in row.node
     assert source in row.source
     assert ":" in row.source
+
+
+def test_a_number_that_depends_on_sizes_is_told_by_the_proof() -> None:
+    """What groups left out score is such a number, since older versions of transformers give them 0."""
+    row = missed(changed(mask_value), "route_topk")
+    assert (row.stage, row.code, row.node) == ("CHECK", "argument", "masked_fill")
+    assert (row.expected, row.found) == ("aten.masked_fill.Scalar with 0.0", "0.5")
 
 
 def test_the_captured_graph_itself_has_no_near_miss_of_a_block() -> None:

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import fx
 
-from glmfuse.report.report import GraphReport
 from tests.support.glm import decode_static, tiny
 from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
-from tests.support.mutate import Mutation, mutate
+from tests.support.mutate import fused_mutant
 
 aten = torch.ops.aten
 Edit = Callable[[fx.Graph], None]
@@ -174,23 +173,9 @@ CASES = [
     ("edit", "experts", "chosen"), CASES, ids=[f"{edit.__name__}-{experts}" for edit, experts, _ in CASES]
 )
 def test_a_near_miss_is_not_taken(edit: Edit, experts: str, chosen: dict[str, int]) -> None:
-    report = fused_mutant(edit, experts)
+    report = fused_mutant(captured(experts), edit)
     assert {name: report.count("chosen")[name] for name in chosen} == chosen
     assert report.count("chosen")["norm_qkv_rope"] == 2
-
-
-def fused_mutant(edit: Edit, experts: str) -> GraphReport:
-    """Fuse the mutant; its outputs are its own to the bit, and not the model's."""
-    graph = captured(experts)
-    first = next(iter(graph.graph_module.graph.nodes)).name
-    mutant = mutate(graph, Mutation(edit.__name__, first, lambda node: edit(node.graph)))
-    assert mutant is not None
-    expected = outputs_and_writes(mutant, graph.arguments())
-    assert not same_bits(expected, outputs_and_writes(graph.module(), graph.arguments()))
-    report = run_stages(mutant)
-    mutant.recompile()
-    assert same_bits(outputs_and_writes(mutant, graph.arguments()), expected)
-    return report
 
 
 @pytest.mark.parametrize("experts", BOTH)

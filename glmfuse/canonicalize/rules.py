@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from glmfuse.canonicalize.ranges import clamp_of_indices, fill_past_the_end
 from glmfuse.canonicalize.term import GETITEM, Arg, Op, Term, shape_of, size_of
 
 aten = torch.ops.aten
@@ -104,16 +105,16 @@ def fold_slice(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term
         return None
     if step == 1 and (start or 0) == 0 and (end == size or _is_past(end, size)):
         return source
-    if not isinstance(size, int) or not isinstance(end, int | None) or step != 1:
+    if not isinstance(size, int) or not isinstance(end, int | None):
         return None
     first, last = slice(start, end).indices(size)[:2]
     last = max(first, last)
     if source.op is aten.slice.Tensor and source.args[1] == dim and source.args[4] == 1:
         inner, offset = source.args[0], source.args[2]
         if isinstance(offset, int):
-            return build(aten.slice.Tensor, (inner, dim, first + offset, last + offset, 1), val)
+            return build(aten.slice.Tensor, (inner, dim, first + offset, last + offset, step), val)
     if (first, last) != (start, end):
-        return build(aten.slice.Tensor, (source, dim, first, last, 1), val)
+        return build(aten.slice.Tensor, (source, dim, first, last, step), val)
     return None
 
 
@@ -223,4 +224,6 @@ RULES: Mapping[Op, tuple[Rule, ...]] = {
     torch.ops.prims.convert_element_type.default: (convert_as_cast,),
     aten.mm.default: (mm_as_linear,),
     aten.addmm.default: (addmm_as_linear,),
+    aten.clamp.default: (clamp_of_indices,),
+    aten.masked_fill.Scalar: (fill_past_the_end,),
 }

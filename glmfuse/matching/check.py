@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in, typed
 from glmfuse.capture import Fresh
 from glmfuse.errors import GlmfuseError
-from glmfuse.matching.cone import Cone, cone_of
+from glmfuse.matching.cone import Cone, cone_of, idle_nodes
 from glmfuse.matching.escape import Escape, Footprint, footprint, is_cheap
 from glmfuse.matching.index import Index
 from glmfuse.matching.layout import Layout
@@ -43,8 +43,8 @@ class SiteTrace:
 
     graph: the search graph without anything free. outputs: what it returns. body: the aten graph with
     inner patterns expanded, whose placeholders are `tensors` in order. guards: what must be known.
-    calls: the operators of the body with the layouts that they read. of: another function of the same
-    arguments traced there, or why it does not fit.
+    calls: the operators of the body that are not idle, with the layouts that they read. of: another
+    function of the same arguments traced there, or why it does not fit.
     """
 
     graph: SearchGraph
@@ -70,7 +70,7 @@ class Site:
 
         Equal values in other strides may be summed in another order: the last bit is then not the same.
         """
-        ours = _calls(self.cone.nodes, lambda expr: expr)
+        ours = _calls(self.cone.nodes - self.cone.idle, lambda expr: expr)
         unlike = sorted(str(op) for op, _ in self.trace.calls ^ ours)
         return unlike[0] if unlike else None
 
@@ -165,10 +165,10 @@ def _trace(
     tensors = {name: fresh.empty(at.shape, at.stride, at.dtype, at.device) for name, at in layouts.items()}
     function = pattern.function_of(variant.spelling)
     traced = trace_pattern(pattern, tensors, scalars, function=function)
-    body = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function).graph_module
+    body = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function)
     outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
     graph = _exact(pattern, variant, traced, fresh.theirs)
-    calls = _calls(body.graph.nodes, fresh.theirs)
+    calls = _calls(_busy(body), fresh.theirs)
 
     def of(other: Callable[..., Any]) -> fx.GraphModule | str:
         made = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
@@ -180,7 +180,12 @@ def _trace(
         return made.graph_module
 
     guards = fresh.guards()
-    return SiteTrace(graph, outputs, tuple(tensors), body, guards, calls, cache(of))
+    return SiteTrace(graph, outputs, tuple(tensors), body.graph_module, guards, calls, cache(of))
+
+
+def _busy(traced: Traced) -> Iterable[fx.Node]:
+    *inner, output = traced.graph_module.graph.nodes
+    return set(inner) - idle_nodes(traced.canonical, inner, output.all_input_nodes)
 
 
 def _calls(nodes: Iterable[fx.Node], theirs: Callable[[Any], Any]) -> frozenset[Call]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,15 @@ class Cone:
     """nodes: what computes the outputs from the inputs. reads: for each input term, the node read.
 
     outputs: for each output of the pattern, the nodes that hold it (several where the graph computes it
-    several times). strays: nodes reached that no input of the match accounts for.
+    several times). strays: nodes reached that no input of the match accounts for. idle: nodes that leave one
+    of their inputs as it is, and those that nothing else depends on.
     """
 
     nodes: frozenset[fx.Node]
     reads: Mapping[Term, fx.Node]
     outputs: tuple[tuple[fx.Node, ...], ...]
     strays: tuple[fx.Node, ...]
+    idle: frozenset[fx.Node]
 
 
 def cone_of(
@@ -49,7 +51,25 @@ def cone_of(
                 strays.append(source)
             else:
                 stack.append(source)
-    return Cone(frozenset(nodes), reads, outputs, tuple(strays))
+    held = [node for each in outputs for node in each]
+    return Cone(frozenset(nodes), reads, outputs, tuple(strays), idle_nodes(canonical, nodes, held))
+
+
+def idle_nodes(canonical: Canonical, nodes: Collection[fx.Node], outputs: Iterable[fx.Node]) -> frozenset[fx.Node]:
+    """Of these nodes, those that leave an input as it is, and those that no output then depends on."""
+    reached: set[fx.Node] = set()
+    busy: set[fx.Node] = set()
+    stack = list(outputs)
+    while stack:
+        node = stack.pop()
+        if node in reached or node not in nodes:
+            continue
+        reached.add(node)
+        same = [source for source in tensor_inputs(node) if canonical.term_of[source] is canonical.term_of[node]]
+        if not same:
+            busy.add(node)
+        stack.extend(same or tensor_inputs(node))
+    return frozenset(set(nodes) - busy)
 
 
 def tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:

@@ -17,7 +17,7 @@ from glmfuse.matching.index import Definition, Index
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.matcher import match_at
 from glmfuse.matching.pattern import NAMESPACE, Pattern
-from glmfuse.matching.search import SearchGraph, search_graph
+from glmfuse.matching.search import SearchGraph, distinct_graphs
 from glmfuse.matching.sizes import NO_SIZES, ModelSizes
 from glmfuse.matching.traced import live_terms
 
@@ -89,7 +89,7 @@ def _is_inside(miss: Mismatch, sites: Iterable[Site]) -> bool:
 
 
 def _graphs(pattern: Pattern, dtypes: Iterable[torch.dtype]) -> Iterable[SearchGraph]:
-    return (search_graph(pattern, variant, dtype) for variant in variants(pattern) for dtype in dtypes)
+    return distinct_graphs(pattern, tuple(variants(pattern)), tuple(dtypes))
 
 
 def _anchors(graph: SearchGraph, index: Index) -> list[tuple[Term, Definition]]:
@@ -122,12 +122,13 @@ def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
 
 
 def _near_misses(patterns: Sequence[Pattern], index: Index, dtypes: Sequence[torch.dtype], found: Found) -> None:
-    """Try the values that no match of any pattern covers; keep what looks like half a pattern or more."""
+    """Try the values that no match covers and no proof refused; keep what looks like half a pattern or more."""
     missed: dict[str, set[Term]] = {}
     for miss in found.misses:
         missed.setdefault(miss.pattern.name, set()).update(miss.nodes)
     for pattern in sorted(patterns, key=lambda pattern: pattern.level):
         covered, shared = _covered(pattern, found.sites)
+        covered |= missed.get(pattern.name, set())
         best: dict[Term, Mismatch] = {}
         for graph in _graphs(pattern, dtypes):
             for anchor in _distinct_ops(graph):

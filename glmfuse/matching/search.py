@@ -86,6 +86,28 @@ def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> Sear
     return SearchGraph(pattern, variant, first.inputs, names, inner, first.outputs, specs)
 
 
+@cache
+def distinct_graphs(
+    pattern: Pattern, variants: tuple[Variant, ...], dtypes: tuple[torch.dtype, ...]
+) -> tuple[SearchGraph, ...]:
+    """The graphs of these variants in these dtypes; one that is the same in two dtypes only once."""
+    graphs = [search_graph(pattern, variant, dtype) for variant in variants for dtype in dtypes]
+    return tuple({(graph.variant, _signature(graph)): graph for graph in reversed(graphs)}.values())[::-1]
+
+
+def _signature(graph: SearchGraph) -> str:
+    """What a match of the graph goes by; text tells 1 from 1.0 and True."""
+    number = {term: index for index, term in enumerate((*graph.inputs.values(), *graph.terms))}
+    terms = [(describe_op(term.op), _numbered(graph.specs[term], number)) for term in graph.terms]
+    return repr((list(graph.inputs), terms, _numbered(graph.outputs, number)))
+
+
+def _numbered(spec: Any, number: Mapping[Term, int]) -> Any:
+    if isinstance(spec, Term):
+        return f"%{number[spec]}"
+    return tuple(_numbered(item, number) for item in spec) if isinstance(spec, tuple) else spec
+
+
 def _scalar_examples(pattern: Pattern, variant: Variant) -> dict[str, tuple[Any, Any]]:
     pair = [example_scalars(pattern, variant, example_sizes(pattern, variant, which), which) for which in (0, 1)]
     return {name: (pair[0][name], pair[1][name]) for name in pair[0] if not isinstance(pair[0][name], bool)}

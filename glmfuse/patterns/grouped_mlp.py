@@ -19,25 +19,19 @@ _CASES: tuple[dict[str, int], ...] = ({}, {"S": 1})
 _DTYPES = {"weights": torch.float32, "ids": torch.int64}
 
 
-def _batched(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+def _batched(rows: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
     """Weighted outputs of every choice, [tokens * active, hidden]: each row times a copy of its weights."""
     experts = ids.reshape(-1)
-    rows = x.repeat_interleave(ids.shape[-1], dim=0)
     hidden = torch.bmm(_take(w_gate_up, experts), rows.unsqueeze(-1)).squeeze(-1)
     outputs = torch.bmm(_take(w_down, experts), swiglu(hidden, None).unsqueeze(-1)).squeeze(-1)
     return outputs * weights.reshape(-1).unsqueeze(-1)
 
 
-def _grouped(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
-    """The same: the rows sorted by expert, multiplied in groups, and put back in the order of the tokens."""
-    experts, order = torch.sort(ids.reshape(-1))
-    rows = _take(x, order // ids.shape[-1])
+def _grouped(rows: Tensor, weights: Tensor, experts: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """The same of rows sorted by expert, multiplied in groups."""
     ends = _ends_of_groups(experts, w_gate_up.shape[0])
     hidden = swiglu(grouped_mm(rows, w_gate_up.transpose(-2, -1), ends), None)
-    outputs = grouped_mm(hidden, w_down.transpose(-2, -1), ends)
-    outputs = outputs * _take(weights.reshape(-1), order).unsqueeze(-1)
-    places = torch.arange(order.shape[0], device=order.device)
-    return _take(outputs, torch.empty_like(order).index_put((order,), places))
+    return grouped_mm(hidden, w_down.transpose(-2, -1), ends) * weights
 
 
 def _ends_of_groups(experts: Tensor, count: int) -> Tensor:
@@ -50,6 +44,17 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows]; Python's brackets need the device's library, which the trace for a GPU has to do without."""
     taken: Tensor = torch.ops.aten.index.Tensor(x, [rows])
     return taken
+
+
+def _tokens(ids: Tensor) -> Tensor:
+    """The token of every choice, [tokens * active]."""
+    tokens = torch.arange(ids.shape[0], device=ids.device)
+    return tokens.unsqueeze(1).expand(-1, ids.shape[1]).reshape(-1)
+
+
+def _places(order: Tensor) -> Tensor:
+    """Where each choice went when they were put in this order."""
+    return torch.empty_like(order).index_put((order,), torch.arange(order.shape[0], device=order.device))
 
 
 def _combined(outputs: Tensor, x: Tensor, ids: Tensor) -> Tensor:
@@ -66,10 +71,42 @@ def grouped_mlp(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_do
     The weighted sum is fp32, rounded once. Source: DeepSeek-V3 report, equation 12;
     grouped_mm_experts_forward of transformers.
     """
-    return _combined(_grouped(x.view(-1, x.shape[-1]), weights, ids, w_gate_up, w_down), x, ids)
+    experts, order = torch.sort(ids.reshape(-1))
+    rows = _take(x.view(-1, x.shape[-1]), order // ids.shape[-1])
+    outputs = _grouped(rows, _take(weights.reshape(-1), order).unsqueeze(-1), experts, w_gate_up, w_down)
+    return _combined(_take(outputs, _places(order)), x, ids)
 
 
 @spelling_of(grouped_mlp)
 def batched_mm(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
     """The same by bmm with gathered weights.  Source: batched_mm_experts_forward of transformers."""
-    return _combined(_batched(x.view(-1, x.shape[-1]), weights, ids, w_gate_up, w_down), x, ids)
+    rows = x.view(-1, x.shape[-1]).repeat_interleave(ids.shape[-1], dim=0)
+    return _combined(_batched(rows, weights, ids, w_gate_up, w_down), x, ids)
+
+
+@spelling_of(grouped_mlp)
+def batched_mm_5_0(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """By bmm, with rows taken by token.  Source: batched_mm_experts_forward of transformers 5.0 to 5.5."""
+    rows = _take(x.view(-1, x.shape[-1]), _tokens(ids))
+    return _combined(_batched(rows, weights, ids, w_gate_up, w_down), x, ids)
+
+
+@spelling_of(grouped_mlp)
+def grouped_mm_5_0(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """In groups, sorted there and back.  Source: grouped_mm_experts_forward of transformers 5.0."""
+    choices = ids.reshape(-1)
+    order = torch.sort(choices)[1]
+    rows = _take(_take(x.view(-1, x.shape[-1]), _tokens(ids)), order)
+    outputs = _grouped(rows, _take(weights.reshape(-1, 1), order), _take(choices, order), w_gate_up, w_down)
+    return _combined(_take(outputs, torch.sort(order)[1]), x, ids)
+
+
+@spelling_of(grouped_mlp)
+def grouped_mm_5_5(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    """In groups, with rows taken by token.  Source: grouped_mm_experts_forward of transformers 5.5."""
+    choices = ids.reshape(-1)
+    order = torch.sort(choices)[1]
+    rows = _take(x.view(-1, x.shape[-1]), _take(_tokens(ids), order))
+    chosen = _take(weights.reshape(-1), order).unsqueeze(-1)
+    outputs = _grouped(rows, chosen, _take(choices, order), w_gate_up, w_down)
+    return _combined(_take(outputs, _places(order)), x, ids)

@@ -52,14 +52,17 @@ def norm_qkv_rope(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    interleaved: bool,
 ) -> tuple[Tensor, ...]:
     """(Add,) RMSNorm, q/k/v projections, (norm of each head,) rotary.
 
     x, residual [batch, tokens, hidden]; w_q, w_k, w_v as torch.nn.Linear holds them, or w_q with the
     rows of all three; cos and sin [batch or 1, 1, tokens, rotary width] -> q [batch, heads, tokens,
     head_dim], k and v [batch, kv heads, tokens, head_dim], and with a residual the sum of the two.
-    One eps serves all norms. Source: Glm4MoeDecoderLayer and Glm4MoeAttention of transformers.
+    One eps serves all norms; interleaved as rotary has it. Source: Glm4MoeDecoderLayer and
+    Glm4MoeAttention of transformers.
     """
+    require(not interleaved or w_q_norm is None, "neighbours, or norms of the heads: no model has both")
     if residual is None:
         total, hidden = None, rms_norm(x, w_norm, eps)
     else:
@@ -75,7 +78,7 @@ def norm_qkv_rope(
     if w_q_norm is not None:
         q, k = rms_norm(q, w_q_norm, eps), rms_norm(k, w_k_norm, eps)
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-    heads = rotary(q, cos, sin), rotary(k, cos, sin), v
+    heads = rotary(q, cos, sin, interleaved), rotary(k, cos, sin, interleaved), v
     return heads if total is None else (*heads, total)
 
 

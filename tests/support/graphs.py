@@ -41,8 +41,14 @@ def _copy(module: fx.GraphModule) -> fx.GraphModule:
 def _clone(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
-    return made.copy_(value)
+    return laid_out(value, value.stride())
+
+
+def laid_out(value: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
+    """A copy in these strides; along a dimension of stride 0, the first slice is the value of all."""
+    first = value[tuple(slice(1 if step == 0 else None) for step in stride)]
+    made = torch.empty_strided(first.shape, stride, dtype=value.dtype, device=value.device)
+    return made.copy_(first).expand(value.shape)
 
 
 def capture(model: Callable[..., Any], *args: Any, dynamic: bool | None = None, **kwargs: Any) -> list[Captured]:

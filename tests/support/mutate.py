@@ -11,7 +11,8 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from tests.support.graphs import Captured
+from glmfuse.report.report import GraphReport
+from tests.support.graphs import Captured, outputs_and_writes, run_stages, same_bits
 
 aten = torch.ops.aten
 
@@ -69,6 +70,19 @@ def mutate(captured: Captured, mutation: Mutation) -> fx.GraphModule | None:
         return None
     module.recompile()
     return module
+
+
+def fused_mutant(captured: Captured, edit: Callable[[fx.Graph], None]) -> GraphReport:
+    """Fuse the mutant; its outputs are its own to the bit, and not the captured graph's."""
+    first = next(iter(captured.graph_module.graph.nodes)).name
+    mutant = mutate(captured, Mutation(edit.__name__, first, lambda node: edit(node.graph)))
+    assert mutant is not None
+    expected = outputs_and_writes(mutant, captured.arguments())
+    assert not same_bits(expected, outputs_and_writes(captured.module(), captured.arguments()))
+    report = run_stages(mutant)
+    mutant.recompile()
+    assert same_bits(outputs_and_writes(mutant, captured.arguments()), expected)
+    return report
 
 
 def _layouts(node: fx.Node) -> list[Any]:

@@ -118,7 +118,7 @@ def _linear(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
 
 def _rotary(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     heads = draw(1, tokens, at.heads, at.head_dim).transpose(1, 2)
-    return {"x": heads, **_angles(at, tokens, draw)}
+    return {"x": heads, **_angles(at, tokens, draw), "interleaved": False}
 
 
 def _angles(at: Geometry, tokens: int, draw: Draw) -> dict[str, Tensor]:
@@ -175,6 +175,7 @@ def _norm_qkv_rope(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
         "num_heads": at.heads,
         "num_kv_heads": at.kv_heads,
         "head_dim": at.head_dim,
+        "interleaved": False,
     }
 
 

@@ -30,6 +30,11 @@ def half(layout: Layout) -> str | None:
     return None if layout.dtype in halves else f"dtype {layout.dtype} is none of {', '.join(map(str, halves))}"
 
 
+def halves(interleaved: bool) -> str | None:
+    """Whether the pairs that rotary turns lie half a head apart."""
+    return "pairs of neighbours; the kernel turns halves" if interleaved else None
+
+
 def same_dtype(one: Layout, other: Layout) -> str | None:
     """Whether both operands of a product are stored alike."""
     return None if one.dtype == other.dtype else f"operands of {one.dtype} and {other.dtype} are not multiplied"

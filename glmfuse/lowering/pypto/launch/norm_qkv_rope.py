@@ -8,7 +8,7 @@ from torch import Tensor
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.front import Front
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
-from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, half, row_fits
+from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, half, halves, row_fits
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import cube_tile, tail, tokens_of_round, vector_rows
 from glmfuse.matching.select import Request
@@ -22,6 +22,7 @@ _MOST_HEAD_ROWS = 8
 def _limits(chip: Chip, site: Request) -> str | None:
     x = site.tensors["x"]
     return first(
+        lambda: halves(site.scalars["interleaved"]),
         lambda: half(x),
         lambda: fixed("hidden", x.shape[-1]),
         lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
@@ -53,6 +54,7 @@ def _launch(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    interleaved: bool,
 ) -> Launch:
     batch, length, hidden = x.shape
     tokens = batch * length

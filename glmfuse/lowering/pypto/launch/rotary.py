@@ -6,7 +6,16 @@ from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
-from glmfuse.lowering.pypto.launch.limits import DTYPES, contiguous, first, fixed, row_fits, same_dtype, storable
+from glmfuse.lowering.pypto.launch.limits import (
+    DTYPES,
+    contiguous,
+    first,
+    fixed,
+    halves,
+    row_fits,
+    same_dtype,
+    storable,
+)
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import token_block, vector_rows
 from glmfuse.matching.layout import Layout
@@ -19,6 +28,7 @@ LIVE_ROWS = 4
 def _limits(chip: Chip, site: Request) -> str | None:
     x, cos, sin = (site.tensors[name] for name in ("x", "cos", "sin"))
     return first(
+        lambda: halves(site.scalars["interleaved"]),
         lambda: storable(x),
         lambda: same_dtype(x, cos) or same_dtype(x, sin),
         lambda: contiguous(site.outputs[0]),
@@ -39,7 +49,7 @@ def _shared_axis(x: tuple[object, ...], cos: tuple[object, ...]) -> int | None:
     return next((axis for axis in axes if -axis > len(cos) or cos[axis] == 1), None)
 
 
-def _launch(chip: Chip, x: Tensor, cos: Tensor, sin: Tensor) -> Launch:
+def _launch(chip: Chip, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Launch:
     axis = _shared_axis(x.shape, cos.shape)
     moved = x.unsqueeze(-2) if axis is None else x.movedim(axis, -2)
     heads, head_dim = moved.shape[-2:]

@@ -1,0 +1,1 @@
+"""Graphs of older versions of transformers, and what wrote them."""
