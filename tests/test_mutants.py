@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -37,14 +36,6 @@ UNDEFINED = r"(literal . of aten.histc|extra user of aten.empty_like).default"
 """Mutants that read memory which nothing was written to: rows in no group, and places before there are any."""
 SHOWS = (r"literal 1 of aten.add.Tensor", r"literal 1 of aten.mul.Tensor", r"literal 2 of aten.masked_fill.*")
 """Mutations whose effect the inputs must be drawn to show: eps, scale, mask value."""
-
-
-@pytest.fixture(autouse=True)
-def _filled_memory() -> Iterator[None]:
-    """A mutant may read what was never written, as grouped products past the last group: it is NaN each time."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @cache

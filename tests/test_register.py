@@ -13,6 +13,7 @@ from glmfuse import pattern, require
 from glmfuse.errors import PatternError
 from glmfuse.matching.examples import variants
 from glmfuse.matching.register import spelling_of
+from glmfuse.matching.search import distinct_graphs
 
 
 def bad_dims() -> None:
@@ -165,6 +166,18 @@ def test_a_constraint_on_no_argument_is_refused() -> None:
         @constrained_exp.constraint
         def _(y: Tensor) -> None:
             require(y.dim() == 2, "two dimensions", y.dim())
+
+
+def test_a_function_for_one_dtype_has_sites_of_that_alone() -> None:
+    @pattern(dims={"x": "... H"})
+    def half_exp(x: Tensor) -> Tensor:
+        if x.dtype != torch.bfloat16:
+            raise TypeError("bf16 alone")
+        return torch.exp(x) * 0.25 + 1
+
+    full = next(variants(half_exp))
+    assert distinct_graphs(half_exp, (full,), (torch.bfloat16,))
+    assert not distinct_graphs(half_exp, (full,), (torch.float32,))
 
 
 def test_a_spelling_takes_the_arguments_of_its_pattern() -> None:

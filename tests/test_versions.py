@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import fx
 
-from tests.support.expected import VERSIONS
+from tests.support.expected import VERSIONS, check_counts
 from tests.support.graphs import Captured, outputs_and_writes, run_stages, same_bits
 from tests.support.mutate import fused_mutant, mutate, mutations
 from tests.support.recorded import read
-from tests.test_family import check_counts
 from tests.test_mutants import MEANS_THE_SAME, UNDEFINED
 from tests.test_routed_experts import last, put_in
 
@@ -35,7 +34,7 @@ def test_every_recorded_graph_is_expected() -> None:
 
 @pytest.mark.parametrize(("version", "case"), KEYS)
 def test_a_version_matches_where_its_maths_is_the_same(version: str, case: str) -> None:
-    check_counts(recorded(version, case), VERSIONS[version, case])
+    check_counts(recorded(version, case), case, VERSIONS[version, case])
 
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.0.0", "5.5.4"])

@@ -77,18 +77,24 @@ def variants_with(pattern: Pattern, absent: frozenset[str], spelling: str = OWN)
             sizes = tuple((name, size) for name, size in case.items() if isinstance(size, int))
             dtypes = tuple((name, dtype) for name, dtype in case.items() if isinstance(dtype, torch.dtype))
             variant = Variant(absent, tuple(zip(flags, values, strict=True)), sizes, dtypes, spelling)
-            if _exists(pattern, variant):
+            if takes(pattern, variant, EXAMPLE_DTYPE):
                 yield variant
 
 
 @cache
-def _exists(pattern: Pattern, variant: Variant) -> bool:
+def takes(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> bool:
+    """Whether there is such a variant in a dtype; a function may be written for some dtypes alone.
+
+    Raises PatternError for one that does not trace in the dtype in which patterns are registered.
+    """
     try:
-        example_trace(pattern, variant, EXAMPLE_DTYPE, 0)
+        example_trace(pattern, variant, dtype, 0)
     except ConstraintError:
         return False
     except PatternError:
         raise
     except Exception as error:
+        if dtype is not EXAMPLE_DTYPE:
+            return False
         raise PatternError(pattern.name, pattern.where, f"tracing it ({variant}) fails: {error}") from error
     return True

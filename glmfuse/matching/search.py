@@ -17,7 +17,7 @@ import torch
 from glmfuse.canonicalize import INPUT, Op, Term, terms_in
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
-from glmfuse.matching.examples import example_scalars, example_sizes, example_trace
+from glmfuse.matching.examples import example_scalars, example_sizes, example_trace, takes
 from glmfuse.matching.pattern import Pattern, Variant
 from glmfuse.matching.traced import Traced
 
@@ -91,7 +91,8 @@ def distinct_graphs(
     pattern: Pattern, variants: tuple[Variant, ...], dtypes: tuple[torch.dtype, ...]
 ) -> tuple[SearchGraph, ...]:
     """The graphs of these variants in these dtypes; one that is the same in two dtypes only once."""
-    graphs = [search_graph(pattern, variant, dtype) for variant in variants for dtype in dtypes]
+    kinds = [(variant, dtype) for variant in variants for dtype in dtypes if takes(pattern, variant, dtype)]
+    graphs = [search_graph(pattern, variant, dtype) for variant, dtype in kinds]
     return tuple({(graph.variant, _signature(graph)): graph for graph in reversed(graphs)}.values())[::-1]
 
 

@@ -88,14 +88,20 @@ def fragments(model: Callable[..., Any], arguments: dict[str, Any], fullgraph: b
     return found
 
 
-def record(name: str, case: Case, fullgraph: bool) -> None:
-    """Write the graph of a case, of several the one with the router, or the longest; or say why there is none."""
+def called(case: Case) -> tuple[Any, dict[str, Any]]:
+    """The model of a case, and the arguments of its call."""
     torch.manual_seed(0)
     config = huggingface.make_config(huggingface.TINY, num_hidden_layers=LAYERS, **case.config)
     config._experts_implementation = case.experts
     model = huggingface.build(config, case.dtype)
+    return model, case.phase(model)
+
+
+def record(name: str, case: Case, fullgraph: bool) -> None:
+    """Write the graph of a case, of several the one with the router, or the longest; or say why there is none."""
     try:
-        found = fragments(model, case.phase(model), fullgraph)
+        model, arguments = called(case)
+        found = fragments(model, arguments, fullgraph)
     except Exception as error:  # not every version takes every case
         print(f"{name}: none, {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
         return

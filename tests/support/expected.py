@@ -7,22 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
+
+from tests.support.graphs import Captured, outputs_and_writes, run_stages, same_bits
+
 COLUMNS = (
-    "norm_qkv_rope", "attention", "moe", "gate_topk", "grouped_mlp", "swiglu_mlp", "add_rms_norm", "rms_norm",
+    "norm_qkv_rope", "attention", "moe", "gate_topk", "grouped_mlp", "swiglu_mlp", "linear_add_rms_norm",
+    "add_rms_norm", "rms_norm",
 )  # fmt: skip
-Counts = tuple[int, int, int, int, int, int, int, int]
+BLOCKS = ("norm_qkv_rope", "moe")
+"""Those that are fused wherever they are found."""
+
+CACHES = 4
+"""Updates of keys and values in the two layers, wherever the cache is static."""
+
+Counts = tuple[int, int, int, int, int, int, int, int, int]
 Key = tuple[str, str]
 
-MIXED: Counts = (2, 2, 1, 1, 1, 2, 4, 9)
+MIXED: Counts = (2, 2, 1, 1, 1, 2, 3, 4, 9)
 """Two layers of GLM-4.5, one dense and one with experts; what a block takes is counted too."""
-NO_HEAD_NORMS: Counts = (2, 2, 1, 1, 1, 2, 4, 5)
-LATENT: Counts = (0, 2, 1, 1, 1, 2, 4, 9)
-UNLIKE_WIDTHS: Counts = (0, 0, 1, 1, 1, 2, 4, 9)
-DENSE: Counts = (2, 2, 0, 0, 0, 2, 4, 9)
-DENSE_NO_HEAD_NORMS: Counts = (2, 2, 0, 0, 0, 2, 4, 5)
-OTHER_ROUTER: Counts = (2, 2, 0, 0, 1, 2, 4, 9)
-ROUTER: Counts = (0, 0, 0, 1, 0, 0, 0, 0)
-NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0)
+NO_HEAD_NORMS: Counts = (2, 2, 1, 1, 1, 2, 3, 4, 5)
+LATENT: Counts = (0, 2, 1, 1, 1, 2, 3, 4, 9)
+UNLIKE_WIDTHS: Counts = (0, 0, 1, 1, 1, 2, 3, 4, 9)
+DENSE: Counts = (2, 2, 0, 0, 0, 2, 4, 4, 9)
+FOUR_NORMS: Counts = (2, 2, 0, 0, 0, 2, 0, 4, 9)
+"""A norm between each projection and its sum."""
+DENSE_NO_HEAD_NORMS: Counts = (2, 2, 0, 0, 0, 2, 4, 4, 5)
+OTHER_ROUTER: Counts = (2, 2, 0, 0, 1, 2, 3, 4, 9)
+ROUTER: Counts = (0, 0, 0, 1, 0, 0, 0, 0, 0)
+NOTHING: Counts = (0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 FAMILY: Mapping[Key, Counts] = {
     (name, phase): counts
@@ -33,7 +46,7 @@ FAMILY: Mapping[Key, Counts] = {
         "glm4_moe_lite": LATENT,
         "glm_moe_dsa": LATENT,
         "deepseek_v3": UNLIKE_WIDTHS,
-        "glm4": DENSE,
+        "glm4": FOUR_NORMS,
         "glm": DENSE_NO_HEAD_NORMS,
     }.items()
     for phase in ("prefill", "decode")
@@ -60,6 +73,7 @@ WHY: Mapping[tuple[str, Counts], str] = {
     ("glm4_moe_lite", LATENT): _LATENT,
     ("glm_moe_dsa", LATENT): f"{_LATENT}; the indexer, whose mask `attention` takes, is no pattern",
     ("deepseek_v3", UNLIKE_WIDTHS): f"{_LATENT}; torch decomposes attention with keys wider than values",
+    ("glm4", FOUR_NORMS): "each projection is normed before it is summed",
     ("4.57.6", DENSE): "one model without experts: the loop over experts breaks the graph",
     ("4.57.6", ROUTER): "of a model with experts, the router, between two breaks",
     ("4.57.6", NOTHING): _FILL,
@@ -67,6 +81,19 @@ WHY: Mapping[tuple[str, Counts], str] = {
     ("5.5.4", OTHER_ROUTER): _FILL,
 }
 """Of every row with less than all that GLM-4.5 has, and layers for it: what is missing."""
+
+
+def check_counts(captured: Captured, case: str, expected: Counts) -> None:
+    """So many sites, each block fused, and every output and written input as it was."""
+    module = captured.module()
+    report = run_stages(module)
+    found, chosen = report.count(), report.count("chosen")
+    assert {name: found[name] for name in COLUMNS} == dict(zip(COLUMNS, expected, strict=True))
+    assert found["cache_update"] == (CACHES if "decode" in case and "dynamic" not in case else 0)
+    assert {name: chosen[name] for name in BLOCKS} == {name: found[name] for name in BLOCKS}
+    before = outputs_and_writes(captured.module(), captured.arguments())
+    assert not any(value.isnan().any() for value in before if isinstance(value, torch.Tensor))
+    assert same_bits(outputs_and_writes(module, captured.arguments()), before)
 
 
 def table(first: str, counts: Mapping[Key, Counts]) -> str:
