@@ -55,7 +55,7 @@ def test_json_keeps_its_schema() -> None:
         "variant", "scalars", "replaced", "matched_terms", "total_terms",
     }  # fmt: skip
     (first, *_) = [row for row in body["rows"] if row["pattern"] == "norm_qkv_rope" and row["status"] == "chosen"]
-    assert first["scalars"] == {"eps": 1e-5, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16}
+    assert first["scalars"] == {"eps": 1e-5, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16, "interleaved": False}
     assert first["replaced"] > 40
     assert "modeling_glm4_moe.py:" in first["source"]
 

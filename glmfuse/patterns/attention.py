@@ -10,9 +10,16 @@ from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern, spelling_of
 from glmfuse.patterns.repeat_kv import repeat_kv
 
+_SIZES = (
+    {"B": 2, "K": 3, "G": 5, "S": 7, "C": 11, "D": 13},
+    {"B": 3, "K": 5, "G": 2, "S": 13, "C": 17, "D": 7},
+)
+"""Small: products of all sizes, and no two alike."""
+
 
 @pattern(
     dims={"q": "B K*G S D", "k": "B K C D", "v": "B K C D", "mask": "B 1 S C"},
+    examples=_SIZES,
     dtypes={"mask": torch.bool},
 )
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:

@@ -13,7 +13,14 @@ def _probabilities(scores: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
-@pattern(dims={"q": "B K*G S D", "k": "B K C D", "v": "B K C D", "bias": "B 1 S C"})
+_SIZES = (
+    {"B": 2, "K": 3, "G": 5, "S": 7, "C": 11, "D": 13},
+    {"B": 3, "K": 5, "G": 2, "S": 13, "C": 17, "D": 7},
+)
+"""Small: products of all sizes, and no two alike."""
+
+
+@pattern(dims={"q": "B K*G S D", "k": "B K C D", "v": "B K C D", "bias": "B 1 S C"}, examples=_SIZES)
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """softmax(scale q k^T + bias) v, where scores and probabilities are rounded to q's dtype.
 

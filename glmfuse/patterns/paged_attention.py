@@ -11,6 +11,10 @@ from glmfuse.patterns.attention import attention
 
 @pattern(
     dims={"q": "T K*G D", "k_cache": "N P K D", "v_cache": "N P K D", "table": "T M", "lengths": "T"},
+    examples=(
+        {"T": 2, "K": 3, "G": 5, "D": 13, "N": 7, "P": 4, "M": 11},
+        {"T": 3, "K": 5, "G": 2, "D": 7, "N": 11, "P": 8, "M": 13},
+    ),
     dtypes={"table": torch.int32, "lengths": torch.int32},
 )
 def paged_attention(

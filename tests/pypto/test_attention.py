@@ -88,10 +88,12 @@ def test_nothing_to_attend_to_is_zero() -> None:
     assert not interpret(KERNELS["attention"].launch(ASCEND_910B, **values))[1].any()
 
 
-def refusal(name: str, at: Geometry = TINY, **changed: torch.Tensor) -> str | None:
+def refusal(name: str, at: Geometry = TINY, causal: bool = False, **changed: torch.Tensor) -> str | None:
     values = {**arguments(name, at, 3, torch.bfloat16), **changed}
     tensors = {key: Layout.of(value) for key, value in values.items() if isinstance(value, torch.Tensor)}
-    request = Request(PATTERNS[name], Variant(), tensors, {"scale": 0.25}, (Layout.of(values["q"]),), 2, 2.0)
+    request = Request(
+        PATTERNS[name], Variant(), tensors, {"scale": 0.25, "causal": causal}, (Layout.of(values["q"]),), 2, 2.0
+    )
     return KERNELS[name].limits(ASCEND_910B, request)
 
 
@@ -113,6 +115,7 @@ def test_what_the_kernels_refuse() -> None:
         "a mask of shape (3, 8, 1, 317)": {"mask": empty(3, 8, 1, 317, dtype=torch.bool)},
         "a mask of torch.bfloat16": {"mask": empty(3, 1, 1, 317)},
     }
+    assert refusal("attention", causal=True) == "a causal attention of one query sees one key"
     for reason, changed in cases.items():
         assert reason in (refusal("attention", **changed) or ""), reason
     assert "a block of 24 tokens is no multiple of 16" in (refusal("paged_attention", replace(TINY, block=24)) or "")

@@ -89,7 +89,7 @@ def test_every_pass_keeps_the_numerics_of_sliced_products(name: str) -> None:
     assert found.passed, found
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu_mlp"])
 def test_the_cost_model_is_deterministic(name: str) -> None:
     first, second = (Simulator().time(name, "tiny", 8).simulation for _ in range(2))
     assert first == second
