@@ -117,7 +117,9 @@ class Checker:
             if not alike[-1]:
                 found = Layout.of(nodes[0].meta["val"])
                 return match.refused(Stage.CHECK, "layout", str(layout), str(found), nodes[0])
-        site = Site(match, trace, inputs, self.tight_cone(match, alike))
+        all_alike = all(len(nodes) == len(kept) for nodes, kept in zip(holders, alike, strict=True))
+        first = cone if all_alike else self.cone(match, alike)
+        site = Site(match, trace, inputs, self.tight_cone(match, alike, first))
         return _stray(site, cone) or _broken_constraint(site) or site
 
     def cone(self, match: Match, holders: Iterable[Sequence[fx.Node]]) -> Cone:
@@ -125,9 +127,8 @@ class Checker:
         outputs = tuple(self.canonical.sources(nodes) for nodes in holders)
         return cone_of(self.canonical, match, outputs, self.position)
 
-    def tight_cone(self, match: Match, holders: Sequence[Sequence[fx.Node]]) -> Cone:
+    def tight_cone(self, match: Match, holders: Sequence[Sequence[fx.Node]], first: Cone) -> Cone:
         """The same, with `b = clone(a)` inside when a is read by b alone and else something escapes."""
-        first = self.cone(match, holders)
         if isinstance(footprint(first), Footprint):
             return first
         last = [[node for node in nodes if set(node.users) - set(nodes)] or nodes for nodes in holders]
