@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from glmfuse.canonicalize.schema import is_view
+from glmfuse.canonicalize.memory import looks_on, origin
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.report.left_over import Cost, LeftOver
 from glmfuse.rows import source_of
@@ -65,7 +65,7 @@ def cost_of(node: fx.Node) -> Cost:
         if position == 0 and node.target in _ROWS_ALONE:
             size = results
         read += size
-        held += size if _origin(source).op == "placeholder" else 0
+        held += size if origin(source).op == "placeholder" else 0
     return Cost(read + results, held, _flops(node))
 
 
@@ -73,19 +73,7 @@ def _computes(node: fx.Node) -> bool:
     if node.op != "call_function" or not any(True for _ in _tensors(node.meta.get("val"))):
         return False
     is_call = isinstance(node.target, OpOverload | torch._ops.HigherOrderOperator)
-    return is_call and not _renames(node)
-
-
-def _renames(node: fx.Node) -> bool:
-    """Whether a node only looks at its argument's memory."""
-    return is_view(node.target) or node.target is aten._unsafe_view.default  # type: ignore[arg-type]
-
-
-def _origin(node: fx.Node) -> fx.Node:
-    """What a chain of views looks at."""
-    while node.op == "call_function" and _renames(node) and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return node
+    return is_call and not looks_on(node)
 
 
 def _flops(node: fx.Node) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 from torch import fx
 
 from glmfuse.canonicalize import typed
-from glmfuse.canonicalize.schema import is_pure, is_view, is_write, written_arguments
+from glmfuse.canonicalize.memory import is_kept, origin
+from glmfuse.canonicalize.schema import is_pure, is_write, written_arguments
 
 
 def share(graph: fx.Graph, made: Collection[fx.Node]) -> None:
@@ -29,9 +30,9 @@ def share(graph: fx.Graph, made: Collection[fx.Node]) -> None:
 
 
 def _may_be_shared(node: fx.Node, written: set[fx.Node]) -> bool:
-    if not is_pure(node.target, node.args, node.kwargs) or any(user.op == "output" for user in node.users):  # type: ignore[arg-type]
+    if not is_pure(node.target, node.args, node.kwargs) or is_kept(node):  # type: ignore[arg-type]
         return False
-    return node not in written and not any(source in written for source in node.all_input_nodes)
+    return not any(origin(source) in written for source in node.all_input_nodes)
 
 
 def _key(node: fx.Node) -> Any:
@@ -45,23 +46,7 @@ def _typed(value: Any) -> Any:
 
 
 def _written(graph: fx.Graph) -> set[fx.Node]:
-    """Every node that may hold memory which the graph writes."""
-    roots = {root for node in graph.nodes if is_write(node) for root in _roots(node)}
-    found = set(roots)
-    for node in graph.nodes:
-        if node.op == "call_function" and (is_view(node.target) or is_write(node)) and found & {*node.all_input_nodes}:
-            found.add(node)
-    return found
-
-
-def _roots(write: fx.Node) -> Iterator[fx.Node]:
-    """What lies under the tensors that a node writes."""
-    stack = [write.args[index] for index in written_arguments(write.target)]  # type: ignore[arg-type]
-    while stack:
-        node = stack.pop()
-        if not isinstance(node, fx.Node):
-            continue
-        if node.op == "call_function" and is_view(node.target):  # type: ignore[arg-type]
-            stack.extend(node.all_input_nodes)
-        else:
-            yield node
+    """What lies under the tensors that the graph writes, and what these writes return."""
+    writes = [node for node in graph.nodes if is_write(node)]
+    arguments = [write.args[index] for write in writes for index in written_arguments(write.target)]
+    return {*writes, *(origin(argument) for argument in arguments if isinstance(argument, fx.Node))}

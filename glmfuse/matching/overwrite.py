@@ -6,14 +6,13 @@ where nothing else can tell: nobody reads the old value, and nobody keeps the ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from glmfuse.canonicalize.schema import is_view, is_write, written_arguments
+from glmfuse.canonicalize.memory import origin, readers
+from glmfuse.canonicalize.schema import is_write, written_arguments
 from glmfuse.matching.check import Site
 from glmfuse.matching.cone import tensor_inputs
 from glmfuse.matching.layout import Layout
@@ -50,18 +49,18 @@ def _is_filled(node: fx.Node) -> bool:
 
 def _read(updated: fx.Node, result: fx.Node, site: Site) -> str | None:
     """Who else reads the old value."""
-    for reader in _readers(updated):
+    for reader in readers(updated):
         if reader is not result and not is_write(reader):
             return f"the old value is also read by {reader.name}"
     for name, node in site.inputs.items():
-        if name != site.match.pattern.updates and _shares(node, updated):
+        if name != site.match.pattern.updates and node is not None and origin(node) is updated:
             return f"{name} lies in {updated.name} itself"
     return None
 
 
 def _kept(updated: fx.Node, result: fx.Node) -> str | None:
     """Who keeps the new value."""
-    for reader in _readers(result):
+    for reader in readers(result):
         if reader.op == "output":
             return "the new value is also returned"
         if is_write(reader) and not _writes(reader, updated):
@@ -70,7 +69,7 @@ def _kept(updated: fx.Node, result: fx.Node) -> str | None:
 
 
 def _write_back(updated: fx.Node, result: fx.Node) -> Overwrite | str:
-    writes = [reader for reader in _readers(updated) if is_write(reader)]
+    writes = [reader for reader in readers(updated) if is_write(reader)]
     if not writes:
         return f"{updated.name} keeps its old value: nothing writes it"
     if len(writes) > 1:
@@ -80,31 +79,6 @@ def _write_back(updated: fx.Node, result: fx.Node) -> Overwrite | str:
     if not is_plain or write.users:
         return f"{write.name} does not write the result, and nothing else, into {updated.name}"
     return Overwrite(write)
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """The users of a tensor and of the views of it."""
-    seen = [node]
-    for holder in seen:
-        for user in holder.users:
-            if not _is_view(user):
-                yield user
-            elif user not in seen:
-                seen.append(user)
-
-
-def _shares(node: fx.Node | None, updated: fx.Node) -> bool:
-    """Whether a tensor is the updated one, or a view of it."""
-    while node is not None and node is not updated and _is_view(node):
-        node = node.args[0] if isinstance(node.args[0], fx.Node) else None
-    return node is updated
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a node's result may lie in the memory of its argument, `_unsafe_view` included."""
-    if node.op != "call_function" or is_write(node):
-        return False
-    return is_view(node.target) or node.target is torch.ops.aten._unsafe_view.default  # type: ignore[arg-type]
 
 
 def _writes(write: fx.Node, target: fx.Node) -> bool:

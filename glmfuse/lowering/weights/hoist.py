@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,8 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
-from glmfuse.canonicalize.schema import is_pure, is_view, is_write
+from glmfuse.canonicalize.memory import is_kept, origin
+from glmfuse.canonicalize.schema import is_pure, is_write
 
 SHARE: Final = 0.02
 """The most memory for derived values, as a share of the weights'."""
@@ -74,26 +75,10 @@ def _frontier(graph: fx.Graph, constants: Collection[fx.Node]) -> list[fx.Node]:
     """Of these, what the rest of the graph reads, views seen through; nothing that is handed out or written."""
     read: dict[fx.Node, None] = {}
     for node in constants:
-        if any(user not in constants for user in node.users):
-            while node in constants and is_view(node.target):  # type: ignore[arg-type]
-                node = node.all_input_nodes[0]
-            if node in constants:
-                read[node] = None
-    return [node for node in graph.nodes if node in read and not any(_keeps(user) for user in _readers(node))]
-
-
-def _keeps(user: fx.Node) -> bool:
-    return user.op == "output" or is_write(user)
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    holders = [node]
-    for holder in holders:
-        for user in holder.users:
-            if user.op == "call_function" and is_view(user.target):  # type: ignore[arg-type]
-                holders.append(user)
-            else:
-                yield user
+        is_read = any(user not in constants for user in node.users)
+        if is_read and (source := origin(node)) in constants:
+            read[source] = None
+    return [node for node in graph.nodes if node in read and not is_kept(node)]
 
 
 def _derive(node: fx.Node, arguments: Sequence[fx.Node]) -> Derived:
