@@ -52,11 +52,12 @@ def _table(graph: GraphReport) -> Iterator[str]:
     if not total:
         yield "  no pattern matched"
         return
-    yield f"  {'pattern':<16}{'matched':>9}{'fused':>9}{'absorbed':>10}{'left':>7}  target"
+    width = max(map(len, total)) + 2
+    yield f"  {'pattern':<{width}}{'matched':>7}{'fused':>9}{'absorbed':>10}{'left':>7}  target"
     for pattern in sorted(total, key=lambda name: (-counts[CHOSEN][name], name)):
         targets = {row.target for row in graph.rows() if row.pattern == pattern and row.status == CHOSEN}
         yield (
-            f"  {pattern:<16}{total[pattern]:>9}{counts[CHOSEN][pattern]:>9}{counts[ABSORBED][pattern]:>10}"
+            f"  {pattern:<{width}}{total[pattern]:>7}{counts[CHOSEN][pattern]:>9}{counts[ABSORBED][pattern]:>10}"
             f"{counts[MATCHED][pattern]:>7}  {', '.join(sorted(targets))}"
         ).rstrip()
 
