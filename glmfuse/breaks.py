@@ -22,11 +22,17 @@ _ADVICE: Final[Mapping[str, str]] = MappingProxyType(
 _ANY: Final = "torch.compile(model, fullgraph=True) names the line."
 
 _told: set[str] = set()
+_met: dict[str, int] = {}
+"""How often Dynamo had met each reason when it was last asked: it counts for all models of the process."""
 
 
 def tell(report: Report) -> None:
-    """Note every reason for a graph break that Dynamo has met by now, and warn of each once in a process."""
-    for reason in counters["graph_break"]:
+    """Note each reason for a graph break that Dynamo has met since the last call; warn of it once in a process."""
+    found = dict(counters["graph_break"])
+    new = [reason for reason, count in found.items() if count != _met.get(reason)]
+    _met.clear()
+    _met.update(found)
+    for reason in new:
         short = " ".join(line.strip() for line in reason.splitlines()[:2])
         advice = next((text for word, text in _ADVICE.items() if word in reason), _ANY)
         text = f"The model is compiled in pieces, and only what lies within a piece is fused: {short} {advice}"

@@ -18,6 +18,7 @@ LAYERS = 2
 @pytest.fixture
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaks, "_told", set())
+    monkeypatch.setattr(breaks, "_met", {})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 
@@ -70,6 +71,15 @@ def test_any_other_break() -> None:
     assert "fullgraph=True" in message
     torch._dynamo.reset()
     assert run(Broken().eval(), Report(), x=x)[1] == []
+
+
+@pytest.mark.usefixtures("nothing_told")
+def test_breaks_of_one_model_are_not_told_of_another() -> None:
+    run(Broken().eval(), Report(), x=torch.randn(2, 8))
+    report = Report()
+    run(nn.Linear(8, 8).eval(), report, input=torch.randn(2, 8))
+    assert report.graphs
+    assert not any("pieces" in note for note in report.notes)
 
 
 @pytest.mark.usefixtures("nothing_told")
