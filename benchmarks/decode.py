@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def measure(model: Any, device: str, length: int, tokens: int, rounds: int) -> d
             _wait(device)
             way.seconds.append(time.perf_counter() - start)
     for way in runners:
-        way.peak = peak_memory(lambda way=way: way.step(ids), device)  # type: ignore[misc]
+        way.peak = peak_memory(partial(way.step, ids), device)
     medians = {way.name: statistics.median(way.seconds) * 1e3 for way in runners}
     row: dict[str, Any] = {"cache": length, "tokens": tokens, "ms": medians}
     row["peak_mb"] = {way.name: round(way.peak / 1e6, 2) for way in runners}

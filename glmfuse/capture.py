@@ -56,7 +56,7 @@ def capture_model(
 def weights_among(graph: fx.Graph, example_inputs: Sequence[Any]) -> frozenset[int]:
     """Places among the arguments of AOT's graph that are parameters among Dynamo's inputs.
 
-    None where AOT does not say which input an argument is, as before torch 2.9.
+    Empty where AOT does not say which input an argument is.
     """
     found = set()
     for place, node in enumerate(node for node in graph.nodes if node.op == "placeholder"):

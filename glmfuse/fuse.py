@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from glmfuse.canonicalize import canonicalize
-from glmfuse.left_over import left_over, module_of
+from glmfuse.left_over import left_over
 from glmfuse.lowering.inline import inline
 from glmfuse.lowering.share import share
 from glmfuse.lowering.verify import add_comparisons
@@ -95,7 +95,7 @@ def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, re
     chosen, unfueled = (planned.chosen, ()) if fuel is None else (planned.chosen[:fuel], planned.chosen[fuel:])
     described.rows, described.owner = rows_of(found, candidates, chosen, unfueled, (*refused, *planned.rejected))
     with report.timed("left over"):
-        left, described.cost = left_over(graph, described.owner, module_of(graph))
+        left, described.cost = left_over(graph, described.owner)
         described.left_over = tuple(left)
     with report.timed("rewrite"):
         fused = rewrite(graph, chosen, keep_originals=fusion.options.verify)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import torch
@@ -28,7 +28,7 @@ _PRODUCTS: Final = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "grouped_mm_
 _ATTENTION: Final = "_scaled_dot_product"
 
 
-def left_over(graph: fx.Graph, owned: Collection[str], modules: Mapping[fx.Node, str]) -> tuple[list[LeftOver], Cost]:
+def left_over(graph: fx.Graph, owned: Collection[str]) -> tuple[list[LeftOver], Cost]:
     """The operators that belong to no fused site, and the cost of the whole graph.
 
     owned: names of the nodes that fused sites replace. Views cost nothing and are not listed; sizes that
@@ -42,18 +42,15 @@ def left_over(graph: fx.Graph, owned: Collection[str], modules: Mapping[fx.Node,
         cost = cost_of(node)
         whole += cost
         if node.name not in owned:
-            found.append(LeftOver(node.name, describe_op(node.target), source_of(node), modules.get(node, ""), cost))
+            found.append(LeftOver(node.name, describe_op(node.target), source_of(node), module_of(node), cost))
     return found, whole
 
 
-def module_of(graph: fx.Graph) -> dict[fx.Node, str]:
-    """The path of the model's module that each node comes from: `model.layers.1.self_attn`."""
-    found = {}
-    for node in graph.nodes:
-        if stack := node.meta.get("nn_module_stack"):
-            path = _ROOT.sub("", str(next(reversed(stack.values()))[0]))
-            found[node] = path.replace("[", ".").replace("]", "")
-    return found
+def module_of(node: fx.Node) -> str:
+    """The path of the model's module that a node comes from: `model.layers.1.self_attn`; empty where none is known."""
+    stack = node.meta.get("nn_module_stack")
+    path = _ROOT.sub("", str(next(reversed(stack.values()))[0])) if stack else ""
+    return path.replace("[", ".").replace("]", "")
 
 
 def cost_of(node: fx.Node) -> Cost:

@@ -26,7 +26,7 @@ class Request:
     compute_nodes: how many operators of the graph the site replaces. launch_us: what a launch is held to
     cost, in microseconds. unlike: an operator that the pattern
     function calls on other layouts than the graph does, if there is one: the last bit may differ then.
-    kept: why the result may not be written over the argument that the pattern updates, if it may not.
+    over: that the result may be written over the argument that the pattern updates, or why not.
     """
 
     pattern: Pattern
@@ -37,7 +37,12 @@ class Request:
     compute_nodes: int
     launch_us: float
     unlike: str | None = None
-    kept: str | None = None
+    over: Overwrite | str | None = None
+
+    @property
+    def kept(self) -> str | None:
+        """Why the result may not be written over the argument, if it may not."""
+        return self.over if isinstance(self.over, str) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,8 @@ def select(
     candidates: list[Candidate] = []
     refused: list[Mismatch] = []
     for site in sites:
-        chosen = _first_target(site, targets, launch_us)
+        request = request_of(site, launch_us)
+        chosen = _first_target(request, site, targets)
         if isinstance(chosen, Mismatch):
             refused.append(chosen)
             continue
@@ -140,14 +146,13 @@ def select(
             refused.append(site.match.refused(Stage.KERNEL, "kernel", "a kernel that fits the site", reason))
             continue
         op = target.op(site.match.pattern, site.match.call()[0])
-        over = overwrite(site) if kernel.overwrites else None
+        over = request.over if kernel.overwrites else None
         back = over.write_back if isinstance(over, Overwrite) else None
         candidates.append(Candidate(site, target.name, op, gain, space, body, back))
     return candidates, refused
 
 
-def _first_target(site: Site, targets: Sequence[Target], launch_us: float) -> tuple[Target, Kernel, Gain] | Mismatch:
-    request = request_of(site, launch_us)
+def _first_target(request: Request, site: Site, targets: Sequence[Target]) -> tuple[Target, Kernel, Gain] | Mismatch:
     reasons: list[str] = []
     code = "gain"
     for target in targets:
@@ -171,7 +176,6 @@ def request_of(site: Site, launch_us: float) -> Request:
     tensors = {name: Layout.of(node.meta["val"]) for name, node in site.inputs.items() if node is not None}
     match, outputs = site.match, site.trace.outputs
     replaced = compute_nodes(site.cone)
-    over = overwrite(site) if match.pattern.updates else None
     return Request(
         pattern=match.pattern,
         variant=match.variant,
@@ -181,5 +185,5 @@ def request_of(site: Site, launch_us: float) -> Request:
         compute_nodes=replaced,
         launch_us=launch_us,
         unlike=site.unlike_calls(),
-        kept=over if isinstance(over, str) else None,
+        over=overwrite(site) if match.pattern.updates else None,
     )

@@ -40,12 +40,17 @@ def _supports(request: Request) -> str | None:
 
 def _gain(request: Request) -> Gain:
     """Bytes of keys and values: once for each group, against once for each head, or written and read so."""
+    q = request.tensors["q"]
+    held, group = _held(request)
+    copies = 1 + 2 * group if request.variant.spelling == repeated.__name__ else group
+    once = 1 if _is_packed(q.shape[2], request.scalars["causal"]) else group
+    return of_bytes(held * once, held * copies)
+
+
+def _held(request: Request) -> tuple[int, float]:
+    """Bytes of keys and values, and the heads of a group."""
     q, k, v = (request.tensors[name] for name in "qkv")
-    bytes_read = size(k) + size(v)
-    groups = int(q.shape[1]) / int(k.shape[1])
-    copies = 1 + 2 * groups if request.variant.spelling == repeated.__name__ else groups
-    once = 1 if _is_packed(q.shape[2], request.scalars["causal"]) else groups
-    return of_bytes(bytes_read * once, bytes_read * copies)
+    return size(k) + size(v), int(q.shape[1]) / int(k.shape[1])
 
 
 def _supports_eager(request: Request) -> str | None:
@@ -54,9 +59,8 @@ def _supports_eager(request: Request) -> str | None:
 
 def _gain_eager(request: Request) -> Gain:
     """Bytes of keys and values: read for each product, against written and read once more for each head."""
-    q, k, v = (request.tensors[name] for name in "qkv")
-    groups = int(q.shape[1]) / int(k.shape[1])
-    return of_bytes(size(k) + size(v), (size(k) + size(v)) * (1 + 2 * groups))
+    held, group = _held(request)
+    return of_bytes(held, held * (1 + 2 * group))
 
 
 ATTENTION = Kernel(_attention, _supports, _gain)

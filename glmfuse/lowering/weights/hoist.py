@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import fx
@@ -31,7 +30,7 @@ class Derived:
     @property
     def bytes(self) -> int:
         """Memory that the value takes."""
-        return math.prod(self.fake.shape) * self.fake.dtype.itemsize
+        return self.fake.nbytes
 
 
 def hoist(module: fx.GraphModule, weights: Collection[int]) -> tuple[tuple[Derived, ...], int]:
@@ -43,7 +42,7 @@ def hoist(module: fx.GraphModule, weights: Collection[int]) -> tuple[tuple[Deriv
     graph = module.graph
     arguments = [node for node in graph.nodes if node.op == "placeholder"]
     held = {arguments[place] for place in weights if not any(is_write(user) for user in arguments[place].users)}
-    room = SHARE * sum(_bytes(node) for node in held)
+    room = SHARE * sum(node.meta["val"].nbytes for node in held)
     derived: list[Derived] = []
     last, left = arguments[-1], 0
     for node in _frontier(graph, _constants(graph, held)):
@@ -119,8 +118,3 @@ def _replace(graph: fx.Graph, node: fx.Node, last: fx.Node, made: Derived) -> fx
             dead.extend(item.all_input_nodes)
             graph.erase_node(item)
     return argument
-
-
-def _bytes(node: fx.Node) -> int:
-    val: Any = node.meta["val"]
-    return int(math.prod(val.shape)) * int(val.dtype.itemsize)
