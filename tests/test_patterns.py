@@ -43,8 +43,10 @@ def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int =
 
 
 def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers; those of an integer are a few ids or lengths, which every size allows."""
-    return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.randint(1, 4, shape).to(dtype)
+    """Random numbers; integers are ids, lengths or positions that every size allows, in one dimension distinct."""
+    if dtype.is_floating_point:
+        return torch.randn(shape).to(dtype)
+    return (1 + torch.randperm(*shape) if len(shape) == 1 else torch.randint(1, 4, shape)).to(dtype)
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
