@@ -41,11 +41,21 @@ _NEIGHBOURS: Final = frozenset({(False, False, True), (False, True, False), (Tru
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turned in fp32 and rounded once; the pattern rounds both products and their sum."""
+    """Turned in fp32 and rounded once; the pattern rounds both products and their sum.
+
+    Heads that turn whole stay where they lie, as in the pattern; others are joined to what does not turn.
+    """
     turned = cos.shape[-1]
     mode = "interleave" if interleaved else "half"
-    head: Tensor = torch.ops.npu.npu_rotary_mul(x[..., :turned], cos, sin, mode)
-    return head if turned == x.shape[-1] else torch.cat([head, x[..., turned:]], dim=-1)
+    if turned < x.shape[-1]:
+        head = torch.ops.npu.npu_rotary_mul(x[..., :turned], cos, sin, mode)
+        return torch.cat([head, x[..., turned:]], dim=-1)
+    if x.dim() == 4 and x.stride(1) < x.stride(2):
+        x, cos, sin = (tensor.transpose(1, 2) for tensor in (x, cos, sin))
+        whole: Tensor = torch.ops.npu.npu_rotary_mul(x, cos, sin, mode)
+        return whole.transpose(1, 2)
+    whole = torch.ops.npu.npu_rotary_mul(x, cos, sin, mode)
+    return whole
 
 
 def _limits(request: Request) -> str | None:
