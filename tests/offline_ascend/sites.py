@@ -1,0 +1,48 @@
+"""Sites of patterns on the fake npu:0, made of arguments and not of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmfuse.matching.check import SiteTrace, _trace
+from glmfuse.matching.layout import Layout
+from glmfuse.matching.pattern import Variant
+from glmfuse.matching.select import Request
+from glmfuse.options import LAUNCH_US
+from glmfuse.patterns import BY_NAME
+
+NPU = torch.device("npu", 0)
+
+
+def on_npu(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments on the fake npu, strides kept."""
+    return {name: _moved(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
+def _moved(value: Tensor) -> Tensor:
+    place = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=NPU)
+    return place.copy_(value)
+
+
+def trace_of(pattern: str, variant: Variant, values: Mapping[str, Any]) -> SiteTrace:
+    """The pattern traced on fake npu tensors that lie as these do."""
+    layouts = _layouts(values)
+    scalars = {name: value for name, value in values.items() if value is not None and name not in layouts}
+    return _trace(BY_NAME[pattern], variant, layouts, scalars, {})
+
+
+def request_of(pattern: str, variant: Variant, values: Mapping[str, Any], compute_nodes: int = 9) -> Request:
+    """What selection would ask a kernel about a site with these arguments."""
+    layouts = _layouts(values)
+    scalars = {name: value for name, value in values.items() if value is not None and name not in layouts}
+    outputs = trace_of(pattern, variant, values).outputs
+    return Request(BY_NAME[pattern], variant, layouts, scalars, outputs, compute_nodes, LAUNCH_US)
+
+
+def _layouts(values: Mapping[str, Any]) -> dict[str, Layout]:
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {name: Layout(tuple(t.shape), t.stride(), t.dtype, NPU) for name, t in tensors.items()}
