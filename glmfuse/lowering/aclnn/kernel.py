@@ -17,7 +17,7 @@ class AclnnKernel:
 
     fn: a function of the pattern's arguments. ops: what it calls of `torch.ops.npu`. limits: why the operators do not
     take a site, or None. gain: what fusing it saves. rounds_alike: whether the result is rounded where the
-    pattern's is, so that only sums in another order set the two apart.
+    pattern's is, so that only sums in another order set the two apart. overwrites: as of any kernel.
     """
 
     fn: Callable[..., Any]
@@ -25,6 +25,7 @@ class AclnnKernel:
     limits: Callable[[Request], str | None]
     gain: Callable[[Request], Gain]
     rounds_alike: bool = False
+    overwrites: bool = False
 
 
 def kernel_of(kernel: AclnnKernel) -> Kernel:
@@ -36,4 +37,4 @@ def kernel_of(kernel: AclnnKernel) -> Kernel:
             return f"torch_npu's operators run on an NPU, not on {' and '.join(sorted(devices - {'npu'}))}"
         return missing(kernel.ops) or kernel.limits(request)
 
-    return Kernel(kernel.fn, supports, kernel.gain)
+    return Kernel(kernel.fn, supports, kernel.gain, overwrites=kernel.overwrites)

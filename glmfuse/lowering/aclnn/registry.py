@@ -2,8 +2,7 @@
 
 What is not here is left to its parts: a linear layer is torch_npu's own matmul, gate_topk is that and route_topk, and
 the larger blocks are norms, products, rotary and attention. Merged weights make swiglu_mlp two products and swiglu.
-cache_update is `index_copy_` in place, which the target `aten` has; npu_scatter_pa_kv_cache writes caches in blocks,
-for which there is no pattern.
+npu_scatter_pa_kv_cache writes caches in blocks, for which there is no pattern.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from glmfuse.lowering.aclnn.attention import ATTENTION
+from glmfuse.lowering.aclnn.cache_update import CACHE_UPDATE
 from glmfuse.lowering.aclnn.eager_attention import EAGER_ATTENTION
 from glmfuse.lowering.aclnn.grouped_mlp import GROUPED_MLP
 from glmfuse.lowering.aclnn.kernel import AclnnKernel
@@ -32,6 +32,7 @@ KERNELS: Mapping[str, AclnnKernel] = MappingProxyType(
         "attention": ATTENTION,
         "eager_attention": EAGER_ATTENTION,
         "paged_attention": PAGED_ATTENTION,
+        "cache_update": CACHE_UPDATE,
         "grouped_mlp": GROUPED_MLP,
         "moe": MOE,
     }

@@ -19,6 +19,13 @@ from glmfuse.errors import OptionError, UnavailableError
 from glmfuse.lowering.engines.engine import Engine, Handoff
 
 
+_NO_CONVERTER = ("ge_converter is not implemented", "auto-generated converter", "No AscendIR")
+"""How torchair says so, of torch's operators and of others."""
+
+_LINE = 120
+"""Characters of its message that are about the operator."""
+
+
 def _compile(handoff: Handoff) -> Callable[..., Any]:
     import torchair
 
@@ -57,15 +64,12 @@ def _set(config: Any, path: Sequence[str], value: Any) -> bool:
 def _explained(error: Exception) -> Exception:
     """An operator that torchair cannot convert, said so that the user knows what to change."""
     words = str(error)
-    if "ge_converter is not implemented" not in words and "has no converter" not in words:
+    if (sign := next((sign for sign in _NO_CONVERTER if sign in words), None)) is None:
         return error
-    first = next(line for line in words.splitlines() if line.strip())
-    return UnavailableError(
-        "engine",
-        "torchair",
-        f"it has no GE operator for a part of this graph ({first.strip()}); use engine 'npugraph_ex', or a target "
-        "that takes the part, such as 'aclnn'",
-    )
+    line = next(line for line in words.splitlines() if sign in line)
+    reason = f"it has no GE operator for a part of this graph ({line.strip()[:_LINE]})"
+    remedy = "use engine 'npugraph_ex', or a target that takes the part, such as 'aclnn'"
+    return UnavailableError("engine", "torchair", f"{reason}; {remedy}")
 
 
 def _compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
