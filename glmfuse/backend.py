@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 
+from glmfuse import dialects
 from glmfuse.breaks import tell
 from glmfuse.capture import capture_model, static_inputs, weights_among
 from glmfuse.errors import ExpectationError, OptionError, UnavailableError
@@ -69,6 +70,7 @@ def fusion_for(options: Options, engine: Engine | None = None) -> Fusion:
     patterns: tuple[Pattern, ...] = (*PATTERNS, *options.patterns)
     options.check_patterns(pattern.name for pattern in patterns)
     report = options.report if isinstance(options.report, Report) else Report()
+    dialects.load(report.note)
     return Fusion(options, patterns, _targets(options, patterns, report, engine), report)
 
 

@@ -94,15 +94,23 @@ def spelling_of(made: Pattern) -> Callable[[Callable[..., Any]], Callable[..., A
         if name in made.spellings:
             raise PatternError(made.name, where, f"a spelling {name!r} is registered already")
         made.spellings[name] = function
-        spelled = [variant for absent in made.overloads for variant in variants_with(made, absent, name)]
-        if not spelled:
-            raise PatternError(made.name, where, f"its spelling {name!r} takes no arguments of the pattern")
-        for variant in spelled:
-            _read_calls(made, variant)
-            _check_scalars(made, variant)
+        try:
+            _check_spelling(made, name, where)
+        except PatternError:
+            del made.spellings[name]
+            raise
         return function
 
     return register
+
+
+def _check_spelling(made: Pattern, name: str, where: str) -> None:
+    spelled = [variant for absent in made.overloads for variant in variants_with(made, absent, name)]
+    if not spelled:
+        raise PatternError(made.name, where, f"its spelling {name!r} takes no arguments of the pattern")
+    for variant in spelled:
+        _read_calls(made, variant)
+        _check_scalars(made, variant)
 
 
 def _define(made: Pattern) -> None:

@@ -18,7 +18,6 @@ from glmfuse.ascend.versions import engines_of
 from glmfuse.errors import OptionError, UnavailableError
 from glmfuse.lowering.engines.engine import Engine, Handoff
 
-
 _NO_CONVERTER = ("ge_converter is not implemented", "auto-generated converter", "No AscendIR")
 """How torchair says so, of torch's operators and of others."""
 
