@@ -167,6 +167,7 @@ def test_fused_infer_attention_is_attention(seed: int) -> None:
         seen[b, ..., length:] = False
     exact = scaled_dot_product_attention(q, k, v, seen, scale=o["scale"], enable_gqa=True)
     out, lse = ops.npu_fused_infer_attention_score(*drawn.args, **o)
+    torch.testing.assert_close(plain(out, goes or came, o["num_heads"]).to(exact), exact, rtol=2e-2, atol=2e-2)
     if o["softmax_lse_flag"]:
         scores = (q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)) * o["scale"]
         expected = scores.masked_fill(~seen, float("-inf")).logsumexp(-1, keepdim=True)
@@ -192,6 +193,26 @@ def test_paged_attention_is_attention_over_the_pages(seed: int, heads_first: boo
         seen = torch.ones(q.shape[1], length, dtype=torch.bool).tril(length - q.shape[1])
         exact = scaled_dot_product_attention(q, k, v, seen, scale=o["scale"], enable_gqa=True)
         torch.testing.assert_close(out[ends[b] : ends[b + 1]].double().transpose(0, 1), exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("name", ["npu_fusion_attention", "npu_fusion_attention_v3"])
+def test_fusion_attention_is_attention(name: str, seed: int) -> None:
+    drawn = ARGUMENTS[name](Draw(seed))
+    *tensors, heads, layout = drawn.args
+    mask, scale = drawn.kwargs["atten_mask"], drawn.kwargs["scale"]
+    batch_first = [x.transpose(0, 1) for x in tensors] if layout == "SBH" else tensors
+    kv = heads * tensors[1].shape[-1] // tensors[0].shape[-1]
+    q, k, v = (plain(x, layout, n) for x, n in zip(batch_first, (heads, kv, kv), strict=True))
+    exact = scaled_dot_product_attention(q, k, v, None if mask is None else ~mask, scale=scale, enable_gqa=True)
+    out, maximum, total, *_ = getattr(ops, name)(*drawn.args, **drawn.kwargs)
+    found = plain(out.transpose(0, 1) if layout == "SBH" else out, layout, heads)
+    torch.testing.assert_close(found, exact, rtol=2e-2, atol=2e-2)
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2) * scale
+    scores = scores if mask is None else scores.masked_fill(mask, float("-inf"))
+    for each_of in range(8):
+        lse = (maximum[..., each_of] + total[..., each_of].log()).double()
+        torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", [2, 3, 4])
