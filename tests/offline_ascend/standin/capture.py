@@ -1,7 +1,7 @@
 """Capture and replay on fixed addresses: a capture launches nothing, a replay runs what it holds.
 
-A tape holds closures over raw addresses. It waits for an event that its capture waits for as a stream does: a replay
-stops there, and goes on when the event is recorded. So tasks can be updated between (`torch.npu.graph_task_update_*`).
+A tape holds closures over raw addresses. Where it waits for a word in memory (an external event) a replay stops, and
+goes on when the word is written. Between the two, tasks are updated (`torch.npu.graph_task_update_begin`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,36 @@ class Event(IntEnum):
     GROUP_END = 6
     UPDATE_BEGIN = 7
     UPDATE_END = 8
-    EVENT_RECORD = 9
-    EVENT_WAIT = 10
-    EVENT_RESET = 11
+    VALUE_WRITE = 9
+    VALUE_WAIT = 10
+
+
+# What a word in memory is waited for, by the number of the condition.
+CONDITIONS: tuple[Callable[[int, int], bool], ...] = (
+    lambda word, value: word >= value,
+    lambda word, value: word == value,
+    lambda word, value: bool(word & value),
+    lambda word, value: bool(~(word | value) & (2**64 - 1)),
+)
+
+
+def word(address: int) -> ctypes.c_uint64:
+    """The eight bytes at an address."""
+    return ctypes.c_uint64.from_address(address)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A tape goes on when the word holds."""
+
+    address: int
+    value: int
+    condition: int
+
+    @property
+    def over(self) -> bool:
+        """Whether it does."""
+        return CONDITIONS[self.condition](word(self.address).value, self.value)
 
 
 @dataclass
@@ -45,20 +72,19 @@ class Group:
 
 @dataclass
 class Tape:
-    """One captured graph: groups of tasks, and what it does with events."""
+    """One captured graph."""
 
-    steps: list[Group | tuple[Event, int]] = field(default_factory=list)
+    steps: list[Group | Wait] = field(default_factory=list)
 
 
 class Recorder:
-    """What one fake device is capturing, what it has captured, and which events are recorded."""
+    """What one fake device is capturing, what it has captured, and which replays wait."""
 
     def __init__(self) -> None:
         self.tape: Tape | None = None
         self.group: Group | None = None  # where tasks go: a group of the tape, or the group that is updated
         self.tapes: dict[int, Tape] = {}
         self.groups: dict[int, Group] = {}
-        self.recorded: set[int] = set()
         self.waiting: list[tuple[Tape, int]] = []
 
     @property
@@ -76,7 +102,7 @@ class Recorder:
     def check_idle(self) -> None:
         """Refuse to go on behind a replay that waits: the next launch of a device would wait with it."""
         if self.waiting:
-            raise StandInError("a replayed graph waits for an event that nothing has recorded; a device would hang")
+            raise StandInError("a replayed graph waits for an event that nobody has recorded; a device would hang")
 
     def tell(self, event: Event, subject: int, other: int, size: int) -> None:
         """Take one event of the runtime."""
@@ -84,9 +110,7 @@ class Recorder:
             case Event.CAPTURE_BEGIN:
                 self.tape = Tape()
             case Event.CAPTURE_END:
-                self.tapes[subject], self.tape = self.tape or Tape(), None
-                for log in recordings():
-                    log.captures += 1
+                self._captured(subject)
             case Event.REPLAY:
                 for log in recordings():
                     log.replays += 1
@@ -97,8 +121,16 @@ class Recorder:
                 self.add(lambda: ctypes.memset(subject, other, size))
             case Event.GROUP_BEGIN | Event.GROUP_END | Event.UPDATE_BEGIN | Event.UPDATE_END:
                 self._grouped(event, subject)
-            case Event.EVENT_RECORD | Event.EVENT_WAIT | Event.EVENT_RESET:
-                self._event(event, subject)
+            case Event.VALUE_WRITE:
+                self._written(subject, size)
+            case Event.VALUE_WAIT:
+                self._waits(Wait(subject, size, other))
+
+    def _captured(self, handle: int) -> None:
+        tape, self.tape = self.tape or Tape(), None
+        self.tapes[handle] = tape
+        for log in recordings():
+            log.captures += bool(tape.steps)
 
     def _copied(self, target: int, source: int, size: int) -> None:
         for log in recordings():
@@ -116,35 +148,33 @@ class Recorder:
             self.group.tasks.clear()
         elif event is Event.UPDATE_END:
             self.group = None
-            for log in recordings():
-                log.updates += 1
 
-    def _event(self, event: Event, handle: int) -> None:
+    def _written(self, address: int, value: int) -> None:
+        def write() -> None:
+            word(address).value = value
+
+        if self.recording:
+            self.add(write)
+            return
+        write()
+        waiting, self.waiting = self.waiting, []
+        for tape, at in waiting:
+            self._run(tape, at)
+
+    def _waits(self, wait: Wait) -> None:
         if self.tape is not None:
-            self.tape.steps.append((event, handle))
-        else:
-            self._do(event, handle)
-            if event is Event.EVENT_RECORD:
-                waiting, self.waiting = self.waiting, []
-                for tape, at in waiting:
-                    self._run(tape, at)
-
-    def _do(self, event: Event, handle: int) -> None:
-        if event is Event.EVENT_RECORD:
-            self.recorded.add(handle)
-        elif event is Event.EVENT_RESET:
-            self.recorded.discard(handle)
+            self.tape.steps.append(wait)
+        elif not wait.over:
+            raise StandInError("a stream waits for a value that nobody has written; the stand-ins run in order")
 
     def _run(self, tape: Tape, start: int) -> None:
         for at, step in enumerate(tape.steps[start:], start):
             if isinstance(step, Group):
                 for task in step.tasks:
                     task()
-            elif step[0] is Event.EVENT_WAIT and step[1] not in self.recorded:
+            elif not step.over:
                 self.waiting.append((tape, at))
                 return
-            else:
-                self._do(*step)
 
 
 RECORDER = Recorder()

@@ -17,22 +17,8 @@ from tests.offline_ascend.standin.references.reference import Reference
 KEY = "PrivateUse1"
 # torch_npu's own kernels of these only allocate, set metadata, or come back to others; they run as they are.
 NATIVE = frozenset(
-    [
-        "empty",
-        "empty_strided",
-        "empty_like",
-        "new_empty",
-        "new_empty_strided",
-        "set_",
-        "resize_",
-        "_reshape_alias",
-        "_to_copy",
-        "_copy_from",
-        "_copy_from_and_resize",
-        "record_stream",
-        "is_pinned",
-        "_pin_memory",
-    ]
+    """empty empty_strided empty_like new_empty new_empty_strided set_ resize_ _reshape_alias _to_copy _copy_from
+    _copy_from_and_resize record_stream is_pinned _pin_memory""".split()  # noqa: SIM905 (one line for each otherwise)
 )
 _libraries: list[torch.library.Library] = []  # registrations last as long as these
 
@@ -52,8 +38,8 @@ def install() -> int:
         warnings.simplefilter("ignore")  # each takes the place of one of torch_npu's, as it is meant to
         for overload in overloads:
             _put(aten, overload, Kernel.of(overload))
-        for overload, compute in EXCEPTIONS.items():
-            _put(aten, overload, Kernel.of(overload, compute))
+        for overload, reference in EXCEPTIONS.items():
+            _put(aten, overload, Kernel.of(overload, reference.compute, reference.shapes))
     return len(overloads)
 
 
@@ -80,12 +66,12 @@ def _number(x: Tensor) -> Any:
     return x.item()
 
 
-EXCEPTIONS: dict[torch._ops.OpOverload, Any] = {
-    torch.ops.aten.histc.default: _histogram,
+EXCEPTIONS = {
+    torch.ops.aten.histc.default: Reference(_histogram),
     # torch_npu 2.13 has no kernel for it, so torch's CompositeExplicitAutograd one runs, which reads the groups' ends
     # on the host and cannot be captured. With a kernel of the device's own, models reach the rest of the path.
-    torch.ops.aten._grouped_mm.default: None,
-    torch.ops.aten._local_scalar_dense.default: _number,
+    torch.ops.aten._grouped_mm.default: Reference(torch.ops.aten._grouped_mm.default),
+    torch.ops.aten._local_scalar_dense.default: Reference(_number, _number),
 }
 
 

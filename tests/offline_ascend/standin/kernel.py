@@ -14,6 +14,7 @@ from tests.offline_ascend.standin import StandInError
 from tests.offline_ascend.standin.capture import RECORDER
 from tests.offline_ascend.standin.log import recordings
 from tests.offline_ascend.standin.memory import Host, Moved, Shapes, move
+from tests.offline_ascend.standin.overlap import check_overlap
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Kernel:
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for log in recordings():
-            log.captured.append(str(self.overload))
+            (log.captured if RECORDER.tape is not None else log.updated).append(str(self.overload))
         _no_host_memory(self.overload, (args, kwargs))
+        check_overlap(self.overload, args, kwargs)
         meta = move(Shapes(), "meta", args, kwargs)
         result = meta.result(self.shapes(*meta.args, **meta.kwargs), allocated)
         RECORDER.add(_task(self.compute, move(Host(), "cpu", args, kwargs), result))

@@ -13,17 +13,18 @@ import torch
 class Log:
     """One recording: operators by their overloads' names, in order, and counts.
 
-    `launched` ran at once; `captured` went onto a tape and run at each replay. `copied` has the bytes of each
-    plain copy within the device that no kernel makes. `allocated` is in bytes, and every block that torch_npu's
-    caching allocator handed out counts, whether or not it was given back.
+    `launched` ran at once; `captured` went onto a tape and run at each replay; `updated` took the place of captured
+    ones, with other arguments. `copied` has the bytes of each plain copy within the device that no kernel makes.
+    `captures` leaves out those of nothing, by which npugraph_ex opens its memory pool. `allocated` is in bytes: every
+    block that torch_npu's caching allocator handed out counts, whether or not it was given back.
     """
 
     launched: list[str] = field(default_factory=list)
     captured: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
     copied: list[int] = field(default_factory=list)
     captures: int = 0
     replays: int = 0
-    updates: int = 0
     allocated: int = 0
 
 

@@ -20,7 +20,7 @@ enum { GIB = 1 << 30, CUBE_CORES = 24, VECTOR_CORES = 48 };
 
 /* What happens is told to Python, which holds the tapes of captures (capture.py has the same numbers). */
 enum Event { CAPTURE_BEGIN, CAPTURE_END, REPLAY, COPY, FILL, GROUP_BEGIN, GROUP_END, UPDATE_BEGIN, UPDATE_END,
-             EVENT_RECORD, EVENT_WAIT, EVENT_RESET };
+             VALUE_WRITE, VALUE_WAIT };
 typedef int (*Observer)(int event, Handle subject, const void *other, size_t size);
 static Observer observer;
 void stand_in_observe(Observer o) { observer = o; }
@@ -49,6 +49,11 @@ Status aclmdlRICaptureEnd(Handle stream, Handle *model) {
 Status aclmdlRICaptureGetInfo(Handle stream, int *status, Handle *model) {
     *status = capturing;
     if (model) *model = captured;
+    return OK;
+}
+Status aclmdlRICaptureThreadExchangeMode(int *mode) {
+    int before = capture_mode;
+    capture_mode = *mode, *mode = before;
     return OK;
 }
 Status aclmdlRIExecuteAsync(Handle model, Handle stream) { return tell(REPLAY, model, NULL, 0); }
@@ -135,7 +140,14 @@ Status aclrtMemsetAsync(Handle to, size_t room, int32_t value, size_t size, Hand
     return memset(to, value, size), OK;
 }
 
-/* Streams and events: what is asked has been done, unless a replay waits for an event. */
+/* Streams and events: whatever is asked has been done. An external event is a word in memory: a captured graph waits
+ * for its value, so its replay may have to go on when somebody writes it. */
+Status aclrtValueWrite(Handle word, uint64_t value, uint32_t flag, Handle stream) {
+    return tell(VALUE_WRITE, word, NULL, value);
+}
+Status aclrtValueWait(Handle word, uint64_t value, uint32_t condition, Handle stream) {
+    return tell(VALUE_WAIT, word, (const void *)(uintptr_t)condition, value);
+}
 Status aclrtCreateStream(Handle *stream) { return *stream = fresh(), OK; }
 Status aclrtCreateStreamWithConfig(Handle *stream, uint32_t priority, uint32_t flags) { return aclrtCreateStream(stream); }
 Status aclrtStreamGetId(Handle stream, int32_t *id) { return *id = (int32_t)((uintptr_t)stream & 0xffffff), OK; }
@@ -146,9 +158,6 @@ Status aclrtSynchronizeDevice(void) { return illegal_in_capture("aclrtSynchroniz
 Status aclrtSynchronizeDeviceWithTimeout(int32_t ms) { return aclrtSynchronizeDevice(); }
 Status aclrtCreateEventWithFlag(Handle *event, uint32_t flag) { return *event = fresh(), OK; }
 Status aclrtCreateEventExWithFlag(Handle *event, uint32_t flag) { return *event = fresh(), OK; }
-Status aclrtRecordEvent(Handle event, Handle stream) { return tell(EVENT_RECORD, event, NULL, 0); }
-Status aclrtStreamWaitEvent(Handle stream, Handle event) { return tell(EVENT_WAIT, event, NULL, 0); }
-Status aclrtResetEvent(Handle event, Handle stream) { return tell(EVENT_RESET, event, NULL, 0); }
 Status aclrtQueryEventStatus(Handle event, int *status) { return *status = 1, OK; }
 Status aclrtQueryEventWaitStatus(Handle event, int *status) { return *status = 1, OK; }
 Status aclrtEventElapsedTime(float *ms, Handle begin, Handle end) { return *ms = 0, OK; }
@@ -166,9 +175,9 @@ NOTHING(aclInit) NOTHING(aclFinalize) NOTHING(aclrtResetDevice) NOTHING(aclrtSet
 NOTHING(aclrtSetCurrentContext) NOTHING(aclSetCompileopt) NOTHING(aclrtCtxSetSysParamOpt)
 NOTHING(aclrtSetOpWaitTimeout) NOTHING(aclrtSetOpExecuteTimeOut) NOTHING(aclrtSetStreamFailureMode)
 NOTHING(aclrtSetStreamResLimit) NOTHING(aclrtDestroyStream) NOTHING(aclrtDestroyStreamForce)
-NOTHING(aclrtDestroyEvent) NOTHING(aclrtSynchronizeEvent) NOTHING(aclrtPeekAtLastError) NOTHING(aclrtGetLastError)
+NOTHING(aclrtDestroyEvent) NOTHING(aclrtSynchronizeEvent) NOTHING(aclrtRecordEvent) NOTHING(aclrtResetEvent)
+NOTHING(aclrtStreamWaitEvent) NOTHING(aclrtPeekAtLastError) NOTHING(aclrtGetLastError)
 NOTHING(aclmdlRIDestroy) NOTHING(aclmdlRIDebugPrint) NOTHING(aclmdlRIDebugJsonPrint)
-NOTHING(aclmdlRICaptureThreadExchangeMode)
 
 /* Three functions of the bounds-checking library that the wheel expects CANN to bring. */
 int strcpy_s(char *to, size_t room, const char *from) {
