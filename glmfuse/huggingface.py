@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from glmfuse.ascend.aside import set_aside
 from glmfuse.errors import ConfigError, UnavailableError
 
 TINY: dict[str, Any] = {
@@ -44,6 +45,7 @@ TINY: dict[str, Any] = {
 
 def require_transformers() -> Any:
     """The transformers package, or an error that says how to install it."""
+    set_aside()  # transformers imports torch_npu wherever it is installed
     try:
         import transformers
     except ImportError as error:

@@ -6,7 +6,12 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from glmfuse.ascend.aside import set_aside
+
+set_aside()  # before torch: these are tests on a CPU, with or without a torch_npu that lacks CANN
+
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

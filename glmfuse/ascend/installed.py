@@ -5,7 +5,6 @@ Nothing here imports torch or torch_npu: where CANN is missing, either import fa
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 from importlib import metadata
@@ -132,11 +131,9 @@ def _release(version: str) -> tuple[str, ...]:
 
 
 def _library() -> Path | None:
-    """The library that torch_npu imports first; finding a top-level package does not import it."""
+    """The library that torch_npu imports first, where the wheel has put it."""
     try:
-        spec = importlib.util.find_spec("torch_npu")
-    except (ImportError, ValueError):
+        wheel = metadata.distribution("torch_npu")
+    except metadata.PackageNotFoundError:
         return None
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "lib" / "libtorch_npu.so"
+    return Path(str(wheel.locate_file("torch_npu/lib/libtorch_npu.so")))

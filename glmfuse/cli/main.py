@@ -6,30 +6,40 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from glmfuse.ascend.aside import set_aside
 from glmfuse.errors import GlmfuseError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it succeeded, 1 with one line of what to do when it could not."""
     arguments = _parser().parse_args(argv)
+    aside = set_aside()
+    if arguments.command == "doctor":
+        from glmfuse.cli.doctor import doctor
+
+        return doctor(aside, as_json=arguments.json)
+    if aside is not None:
+        print(f"glmfuse: going on without torch_npu: {aside.reason}", file=sys.stderr)
     try:
-        if arguments.command == "demo":
-            from glmfuse.cli.demo import demo
-
-            return demo(engine=arguments.engine, dtype=arguments.dtype)
-        if arguments.command == "kernels":
-            return _kernels(arguments)
-        from glmfuse.cli.explain import explain_config
-
-        return explain_config(
-            arguments.config, arguments.layers, arguments.phase, arguments.tokens, as_json=arguments.json
-        )
+        return _run(arguments)
     except Exception as error:
         cause = getattr(error, "inner_exception", error)  # Dynamo wraps what a backend raises
         if not isinstance(cause, GlmfuseError):
             raise
         print(f"glmfuse: {cause}", file=sys.stderr)
         return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "demo":
+        from glmfuse.cli.demo import demo
+
+        return demo(engine=arguments.engine, dtype=arguments.dtype)
+    if arguments.command == "kernels":
+        return _kernels(arguments)
+    from glmfuse.cli.explain import explain_config
+
+    return explain_config(arguments.config, arguments.layers, arguments.phase, arguments.tokens, as_json=arguments.json)
 
 
 def _kernels(arguments: argparse.Namespace) -> int:
@@ -55,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--phase", default="decode", choices=("decode", "prefill"), help="with a StaticCache")
     explain.add_argument("--tokens", type=_positive, default=128, metavar="N", help="length of the prefill")
     explain.add_argument("--json", action="store_true", help="print the report's data form")
+    doctor = commands.add_parser("doctor", help="what is installed, what will be used, what to install for the rest")
+    doctor.add_argument("--json", action="store_true", help="print the data form")
     _add_kernels(commands.add_parser("kernels", help="PyPTO kernels: list, check and time them without an NPU"))
     return parser
 

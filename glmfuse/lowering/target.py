@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from glmfuse.lowering.ops import make_op
 from glmfuse.matching.check import Site
 from glmfuse.matching.pattern import Pattern
-from glmfuse.matching.register import reference_function
 from glmfuse.matching.select import Gain, Request
 
 
@@ -34,8 +33,8 @@ class Kernel:
 
     fn: called with the pattern's arguments by name, None for what is absent; returns fresh tensors laid
     out as the pattern function's. supports: None, or why the kernel does not take a site. gain: what
-    fusing saves there. overwrites: it returns no fresh tensor but the argument that the pattern updates,
-    written in place; it is given only sites where that is proven safe.
+    fusing saves there. overwrites: it writes the argument that the pattern updates in place; it is given only
+    sites where that is proven safe. Where it is inlined it returns that argument, elsewhere its result is not read.
     """
 
     fn: Callable[..., Any]
@@ -91,34 +90,8 @@ class Target:
         return f"glmfuse_{self.name}" + (f"_{made}" if made > 1 else "")
 
     def _make_op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
-        namespace = self._namespace
-        schema = reference._schema
-        names = [argument.name for argument in schema.arguments]
-        overload = schema.overload_name
-        qualified = f"{namespace}::{pattern.name}" + (f".{overload}" if overload else "")
-        library = _library(namespace)
-        library.define(str(schema).partition("::")[2])
-        torch.library.impl(qualified, "CompositeExplicitAutograd", self._kernel_function(pattern, names), lib=library)
-        torch.library.register_fake(qualified, reference_function(pattern, names), lib=library)
-        op: OpOverload = getattr(getattr(getattr(torch.ops, namespace), pattern.name), overload or "default")
-        return op
-
-    def _kernel_function(self, pattern: Pattern, names: list[str]) -> Callable[..., Any]:
         kernel = self.kernels[pattern.name]
-
-        def run(*values: Any) -> Any:
-            arguments: dict[str, Any] = {p.name: None for p in pattern.parameters}
-            arguments.update(zip(names, values, strict=True))
-            return kernel.fn(**arguments)
-
-        return run
+        return make_op(self._namespace, pattern, reference, kernel.fn, overwrites=kernel.overwrites)
 
 
 _TARGETS_MADE: Counter[str] = Counter()
-_LIBRARIES: dict[str, torch.library.Library] = {}
-
-
-def _library(namespace: str) -> torch.library.Library:
-    if namespace not in _LIBRARIES:
-        _LIBRARIES[namespace] = torch.library.Library(namespace, "FRAGMENT")
-    return _LIBRARIES[namespace]

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from glmfuse.errors import VerificationError
 from glmfuse.lowering.tolerance import allowed
-from glmfuse.matching.rewrite import SITE, restore_order
+from glmfuse.matching.order import kept_order
+from glmfuse.matching.rewrite import RESULTS, SITE, restore_order
 from glmfuse.matching.select import Candidate
 from glmfuse.report.report import GraphReport, Report, Verified
 
@@ -89,6 +90,7 @@ def difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
 def add_comparisons(graph: fx.Graph, fused: Sequence[fx.Node], body: str, report: Report, into: GraphReport) -> None:
     """Send everything that reads a fused node through a comparison with the nodes that it stands for."""
     _VERIFYING[report.id] = report
+    order = list(kept_order(graph))
     for node in fused:
         candidate: Candidate = node.meta[SITE]
         original = [held[0] for held in candidate.site.cone.outputs]
@@ -96,14 +98,14 @@ def add_comparisons(graph: fx.Graph, fused: Sequence[fx.Node], body: str, report
         pattern = candidate.site.match.pattern
         into.verified[site] = Verified(pattern.name, candidate.target, original[0].name)
         _add_comparison(graph, node, original, (report.id, into.index, site, pattern.unordered))
-    restore_order(graph)
+    restore_order(graph, order)
     graph.lint()
 
 
 def _add_comparison(
     graph: fx.Graph, fused: fx.Node, original: Sequence[fx.Node], where: tuple[int, int, str, bool]
 ) -> None:
-    outputs = [fused] if len(original) == 1 else sorted(fused.users, key=lambda user: user.args[1])  # type: ignore[arg-type, return-value]
+    outputs: list[fx.Node] = fused.meta[RESULTS]
     readers: Mapping[fx.Node, list[fx.Node]] = {node: list(node.users) for node in outputs}
     with graph.inserting_after(outputs[-1]):
         checked = graph.call_function(torch.ops.glmfuse_verify.compare.default, (outputs, list(original), *where))

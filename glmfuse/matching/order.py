@@ -10,7 +10,7 @@ from glmfuse.canonicalize.schema import is_pure, is_view, is_write, written_argu
 
 
 def kept_order(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(before, after): draws and writes among each other, and reads before a write of what they read."""
+    """(before, after): draws and writes among each other, and a write with the reads of what it writes."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     last: fx.Node | None = None
     for node in graph.nodes:
@@ -19,17 +19,18 @@ def kept_order(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
                 yield last, node
             last = node
         if is_write(node):
-            for reader in _readers_before(node, position):
-                yield reader, node
+            yield from _reads_around(node, position)
 
 
-def _readers_before(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterator[fx.Node]:
-    """Nodes that must read a tensor, or a view of it, before this one writes it."""
+def _reads_around(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What must read a tensor, or a view of it, before this node writes it, and what after that."""
     written = [write.args[index] for index in written_arguments(write.target)]  # type: ignore[arg-type]
     aliases = [node for node in written if isinstance(node, fx.Node)]
     for alias in aliases:
         for user in alias.users:
             if position[user] < position[write]:
-                yield user
+                yield user, write
                 if is_view(user.target):  # type: ignore[arg-type]
                     aliases.append(user)
+            elif user is not write:
+                yield write, user

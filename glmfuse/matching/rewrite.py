@@ -19,6 +19,9 @@ from glmfuse.matching.select import Candidate
 SITE = "glmfuse_site"
 """Key in `node.meta`: the candidate that a fused op stands for."""
 
+RESULTS = "glmfuse_results"
+"""Key in `node.meta`: the nodes that hold what a fused op makes, in the order of the pattern's outputs."""
+
 _PROVENANCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "seq_nr")
 
 
@@ -30,6 +33,7 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     sites = list(chosen)
     order = list(kept_order(graph)) if sites else []
     first_reads: list[tuple[fx.Node, fx.Node]] = []
+    last_reads: list[tuple[fx.Node, fx.Node]] = []
     place = {node: index for index, node in enumerate(graph.nodes)}
     replaced: dict[fx.Node, fx.Node] = {}
     fused = [_insert(graph, candidate, place, replaced) for candidate in sites]
@@ -39,11 +43,14 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
         _redirect(candidate, replaced, keep_originals)
         if candidate.write_back is not None:
             graph.erase_node(candidate.write_back)
+        if candidate.write_back is not None or is_write(node):
             first_reads += [(original, node) for original in candidate.site.cone.nodes]
+        if is_write(node):
+            last_reads += [(node, result) for result in node.meta[RESULTS]]
     for candidate in () if keep_originals else sites:
         _erase(graph, candidate, place)
     if sites:
-        restore_order(graph, [*order, *(first_reads if keep_originals else ())])
+        restore_order(graph, [*order, *last_reads, *(first_reads if keep_originals else ())])
     graph.lint()
     return fused
 
@@ -59,7 +66,7 @@ def _insert(
     held = candidate.site.cone.outputs
     with graph.inserting_before(min((node for nodes in held for node in nodes), key=place.__getitem__)):
         fused = graph.call_function(candidate.op, values)
-        made = [fused] if len(held) == 1 else [_item(graph, fused, index) for index in range(len(held))]
+        made = fused.meta[RESULTS] = _results(graph, fused, candidate)
         for new, nodes in zip(made, held, strict=True):
             new.meta.setdefault("val", nodes[0].meta["val"])
             replaced[nodes[0]] = new
@@ -67,9 +74,21 @@ def _insert(
                 replaced[other] = _twin(graph, new, other)
     anchor = match.anchor.node or held[0][0]
     fused.meta.update({key: anchor.meta[key] for key in _PROVENANCE if key in anchor.meta})
-    fused.meta["val"] = _value([nodes[0].meta["val"] for nodes in held])
+    fused.meta["val"] = None if is_write(fused) else _value([nodes[0].meta["val"] for nodes in held])
     fused.meta[SITE] = candidate
     return fused
+
+
+def _results(graph: fx.Graph, fused: fx.Node, candidate: Candidate) -> list[fx.Node]:
+    """The nodes that hold what the op makes; of one that writes in place, what it wrote, by another name.
+
+    That name is read after the op, although no data flows from the one to the other.
+    """
+    outputs = len(candidate.site.cone.outputs)
+    if is_write(fused):
+        updated = candidate.site.inputs[str(candidate.site.match.pattern.updates)]
+        return [graph.call_function(torch.ops.aten.alias.default, (updated,))]
+    return [fused] if outputs == 1 else [_item(graph, fused, index) for index in range(outputs)]
 
 
 def _redirect(candidate: Candidate, replaced: Mapping[fx.Node, fx.Node], keep_originals: bool) -> None:

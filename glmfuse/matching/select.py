@@ -42,6 +42,8 @@ class Request:
     @property
     def kept(self) -> str | None:
         """Why the result may not be written over the argument, if it may not."""
+        if self.over is None:
+            return f"its kernel overwrites an argument, and {self.pattern.name} updates none"
         return self.over if isinstance(self.over, str) else None
 
 
