@@ -35,11 +35,12 @@ def trace_of(pattern: str, variant: Variant, values: Mapping[str, Any]) -> SiteT
     return _trace(BY_NAME[pattern], variant, layouts, scalars, {})
 
 
-def request_of(pattern: str, variant: Variant, values: Mapping[str, Any], compute_nodes: int = 9) -> Request:
+def request_of(
+    pattern: str, variant: Variant, values: Mapping[str, Any], compute_nodes: int = 9, outputs: tuple[Layout, ...] = ()
+) -> Request:
     """What selection would ask a kernel about a site with these arguments."""
     layouts = _layouts(values)
     scalars = {name: value for name, value in values.items() if value is not None and name not in layouts}
-    outputs = trace_of(pattern, variant, values).outputs
     return Request(BY_NAME[pattern], variant, layouts, scalars, outputs, compute_nodes, LAUNCH_US)
 
 
