@@ -14,6 +14,7 @@ import glmfuse
 ROOT = Path(glmfuse.__file__).parent
 LAYERS = (
     ("errors", "options"),
+    ("ascend",),
     (
         "report.stage",
         "report.left_over",

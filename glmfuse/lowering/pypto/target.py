@@ -9,8 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-
+from glmfuse.ascend.installed import has_npu
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.gain import gain
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret, launch_on_npu
@@ -34,12 +33,6 @@ def unavailable() -> str | None:
 def not_by_default() -> str | None:
     """On a CPU the interpreter is for checking kernels, thousands of times slower than the engine."""
     return None if has_npu() else "there is no NPU; name it in targets= to run its kernels in PyPTO's interpreter"
-
-
-def has_npu() -> bool:
-    """Whether torch_npu is loaded and sees a device."""
-    npu = getattr(torch, "npu", None)
-    return npu is not None and bool(npu.is_available())
 
 
 def kernel_of(kernel: PyptoKernel) -> Kernel:
