@@ -17,22 +17,8 @@ from tests.offline_ascend.standin.references.reference import Reference
 KEY = "PrivateUse1"
 # torch_npu's own kernels of these only allocate, set metadata, or come back to others; they run as they are.
 NATIVE = frozenset(
-    [
-        "empty",
-        "empty_strided",
-        "empty_like",
-        "new_empty",
-        "new_empty_strided",
-        "set_",
-        "resize_",
-        "_reshape_alias",
-        "_to_copy",
-        "_copy_from",
-        "_copy_from_and_resize",
-        "record_stream",
-        "is_pinned",
-        "_pin_memory",
-    ]
+    """empty empty_strided empty_like new_empty new_empty_strided set_ resize_ _reshape_alias _to_copy _copy_from
+    _copy_from_and_resize record_stream is_pinned _pin_memory""".split()  # noqa: SIM905 (one line for each otherwise)
 )
 _libraries: list[torch.library.Library] = []  # registrations last as long as these
 

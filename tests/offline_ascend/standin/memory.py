@@ -36,7 +36,7 @@ class Host:
 
 @dataclass
 class Shapes:
-    """The arguments of one call without their bytes: npu tensors become meta tensors, views of one stay views of one."""
+    """The arguments of one call without their bytes: npu tensors become meta tensors, and views stay views."""
 
     storages: dict[int, torch.UntypedStorage] = field(default_factory=dict)
 

@@ -6,8 +6,19 @@ CPU's order, and nothing has been compared with a chip. An argument that a refer
 
 from __future__ import annotations
 
-from tests.offline_ascend.standin.references import cast
+from tests.offline_ascend.standin.references import (
+    cache,
+    cast,
+    experts,
+    fused_infer,
+    fusion,
+    norm,
+    quant,
+    rotary,
+    routing,
+    swiglu,
+)
 from tests.offline_ascend.standin.references.reference import Reference
 
-TOPICS = (cast,)
+TOPICS = (cache, cast, experts, fused_infer, fusion, norm, quant, rotary, routing, swiglu)
 REFERENCES: dict[str, Reference] = {name: ref for topic in TOPICS for name, ref in topic.OPS.items()}

@@ -13,7 +13,7 @@ class Unsupported(NotImplementedError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Reference:
-    """`compute` takes the operator's arguments as CPU tensors; `shapes` stands in where torch_npu has no Meta kernel."""
+    """`compute` takes CPU tensors as the operator's arguments; `shapes` is there where torch_npu has no Meta kernel."""
 
     compute: Callable[..., Any]
     shapes: Callable[..., Any] | None = None
