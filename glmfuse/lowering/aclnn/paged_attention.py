@@ -80,7 +80,7 @@ def _paged(k: Layout, v: Layout, table: Layout) -> tuple[str | None, ...]:
 
 def _gain(request: Request) -> Gain:
     """Blocks are read once, instead of gathered, written and read."""
-    q, k, table = (request.tensors[name] for name in ("q", "k_cache", "table"))
+    k, table = request.tensors["k_cache"], request.tensors["table"]
     row = int(k.shape[1]) * int(k.shape[2]) * int(k.shape[3]) * k.dtype.itemsize
     gathered = 2.0 * row * size(table) / table.dtype.itemsize
     return gain_of(request, 1 + _MASK_LAUNCHES, gathered + copied(request, "q"), 3 * gathered)

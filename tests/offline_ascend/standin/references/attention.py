@@ -36,14 +36,19 @@ class Attended:
         return self.maximum + self.total.log()
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None) -> Attended:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None, shift: Tensor | None = None
+) -> Attended:
     """query [heads, queries, dim], key and value [kv heads, keys, dim]; heads / kv heads of them share a key.
 
-    hidden [queries, keys] or [heads, queries, keys] is True where a query does not see a key.
+    hidden [queries, keys] or [heads, queries, keys] is True where a query does not see a key; shift [heads, queries,
+    keys] is added to the scaled scores.
     """
     shared = query.shape[0] // key.shape[0]
     key, value = (each.float().repeat_interleave(shared, 0) for each in (key, value))
     scores = query.float() @ key.transpose(-1, -2) * scale
+    if shift is not None:
+        scores = scores + shift.float()
     if hidden is not None:
         scores = scores.masked_fill(hidden, float("-inf"))
     maximum = scores.amax(-1, keepdim=True)

@@ -27,12 +27,18 @@ class Part:
     key: Tensor
     value: Tensor
 
+    @property
+    def scores(self) -> tuple[int, int]:
+        """How many queries and keys."""
+        return self.query.shape[1], self.key.shape[1]
+
 
 def fused_infer_attention_score(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
+    pse_shift: Tensor | None = None,
     atten_mask: Tensor | None = None,
     actual_seq_lengths: Sequence[int] | None = None,
     actual_seq_lengths_kv: Sequence[int] | None = None,
@@ -53,16 +59,20 @@ def fused_infer_attention_score(
 
     Lengths are the sequences' own, but for TND the queries' are cumulative, and so are the keys' unless they are
     paged. With block_table [batch, blocks] keys and values are [blocks, block_size, heads * dim] or
-    [blocks, heads, block_size, dim]. atten_mask is True where a key is hidden. Queries beyond their length give 0.
+    [blocks, heads, block_size, dim]. pse_shift is added to the scores; atten_mask is True where a key is hidden.
+    Queries beyond their length give 0.
     """
-    absent(NAME, **{name: value for name, value in others.items() if value not in (0, None)})
+    absent(NAME, **{name: value for name, value in others.items() if isinstance(value, Tensor) or value})
     kv_heads = num_key_value_heads or num_heads
     mask = Mask(_checked(atten_mask, sparse_mode, query, input_layout), sparse_mode, pre_tokens, next_tokens)
     pages = None if block_table is None else _Pages(block_table, block_size, kv_heads)
     split = _packed if input_layout == "TND" else _batched
     lengths = actual_seq_lengths, actual_seq_lengths_kv
     parts = split(query, key, value, lengths, pages, (input_layout, num_heads, kv_heads))
-    done = [attend(s.query, s.key, s.value, scale, mask.of(s.number, s.query.shape[1], s.key.shape[1])) for s in parts]
+    done = [
+        attend(s.query, s.key, s.value, scale, mask.of(s.number, *s.scores), _shift(pse_shift, s, input_layout))
+        for s in parts
+    ]
     out, lse = (_joined_tokens if input_layout == "TND" else _joined_batches)(query, done, input_layout, num_heads)
     return out, lse if softmax_lse_flag else torch.empty(0)
 
@@ -83,6 +93,16 @@ def _checked(mask: Tensor | None, mode: int, query: Tensor, layout: str) -> Tens
     if mode in (0, 1) and mask.dim() == 2 and one_query:
         return mask[:, None, None, :]  # of one query, two axes are [batch, k]
     return mask
+
+
+def _shift(shift: Tensor | None, part: Part, layout: str) -> Tensor | None:
+    """pse_shift of one sequence, [heads, queries, keys], from [batch or 1, heads, q, k] of the query's dtype."""
+    if shift is None:
+        return None
+    found, taken = (shift.dtype, *shift.shape[1:]), (part.query.dtype, part.query.shape[0], *part.scores)
+    if layout == "TND" or shift.dim() != 4 or found != taken or not shift.is_contiguous():
+        raise ValueError(f"{NAME}: pse_shift is contiguous [batch or 1, {', '.join(map(str, taken[1:]))}], {taken[0]}")
+    return shift[part.number if shift.shape[0] > 1 else 0]
 
 
 Lengths = tuple[Sequence[int] | None, Sequence[int] | None]
