@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from glmfuse.ascend.aside import set_aside
 
-set_aside()  # before torch: these are tests on a CPU, with or without a torch_npu that lacks CANN
+if os.environ.get("CANN_STAND_INS"):
+    from tests.offline_ascend.standin import load
 
-import torch  # noqa: E402
+    load.load()
+else:
+    set_aside()  # before torch: these are tests on a CPU, with or without a torch_npu that lacks CANN
+
+import torch
 
 
 @pytest.fixture(autouse=True)

@@ -136,6 +136,17 @@ def _paged_attention(draw: Draw) -> Arguments:
     }
 
 
+def _cache_update(draw: Draw) -> Arguments:
+    """Some rows of a cache, in any order."""
+    batch, kv_heads, width, places = draw.size(1, 3), draw.size(1, 4), draw.size(8, 32, 8), draw.size(4, 30)
+    rows = draw.size(1, places)
+    return {
+        "cache": draw.values(batch, kv_heads, places, width),
+        "positions": torch.randperm(places, generator=draw.generator)[:rows],
+        "rows": draw.values(batch, rows, kv_heads, width).transpose(1, 2),
+    }
+
+
 def _grouped_mlp(draw: Draw) -> Arguments:
     batch, tokens, experts = draw.size(1, 3), draw.size(1, 9), draw.size(2, 8)
     hidden, width, active = draw.size(16, 64, 8), draw.size(8, 48, 8), draw.size(1, experts)
@@ -174,6 +185,7 @@ _ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "attention": _attention,
     "eager_attention": _eager_attention,
     "paged_attention": _paged_attention,
+    "cache_update": _cache_update,
     "grouped_mlp": _grouped_mlp,
     "moe": _moe,
 }
