@@ -7,7 +7,11 @@ import os
 collect_ignore_glob = [] if os.environ.get("CANN_STAND_INS") else ["*"]
 
 if os.environ.get("CANN_STAND_INS"):
-    from tests.offline_ascend.standin import device, load
+    from tests.offline_ascend.standin import load
 
     load.load()
+
+    from tests.offline_ascend.standin import device, vllm_ascend
+
     device.install()
+    vllm_ascend.install()
