@@ -41,22 +41,27 @@ class Kernel:
 
     def _launch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         RECORDER.check_idle()
-        for log in recordings():
-            log.launched.append(str(self.overload))
+        noted(self.overload)
         host = move(Host(), "cpu", args, kwargs)
         result = self.compute(*host.args, **host.kwargs)
         host.resize()
         return host.result(result, stored)
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for log in recordings():
-            (log.captured if RECORDER.tape is not None else log.updated).append(str(self.overload))
+        noted(self.overload)
         _no_host_memory(self.overload, (args, kwargs))
         check_overlap(self.overload, args, kwargs)
         meta = move(Shapes(), "meta", args, kwargs)
         result = meta.result(self.shapes(*meta.args, **meta.kwargs), allocated)
         RECORDER.add(_task(self.compute, move(Host(), "cpu", args, kwargs), result))
         return result
+
+
+def noted(overload: torch._ops.OpOverload) -> None:
+    """Tell the recordings what was asked: launched, captured, or the update of what was captured."""
+    for log in recordings():
+        place = log.captured if RECORDER.tape is not None else log.updated if RECORDER.recording else log.launched
+        place.append(str(overload))
 
 
 def _task(compute: Callable[..., Any], host: Moved, result: Any) -> Callable[[], None]:
