@@ -44,6 +44,20 @@ def test_prefill_through_npugraph_ex_is_the_eager_model(attention: str) -> None:
     assert (seen.captures, seen.replays) == (2, 3)
 
 
+@pytest.mark.parametrize("inplace_pass", [False, True])
+def test_a_prefill_without_a_mask_needs_inplace_pass_off(inplace_pass: bool) -> None:
+    """transformers looks for packed sequences in the positions: neighbours of one tensor are subtracted."""
+    _, model = pair("eager")
+    ids = huggingface.random_tokens(model, 2, 7)
+    options = {"inplace_pass": inplace_pass}
+    compiled = torch.compile(model, backend="npugraph_ex", fullgraph=True, dynamic=False, options=options)
+    with record() as seen:
+        compiled(ids, use_cache=False)
+    assert seen.races == ["aten.sub_.Tensor"] * inplace_pass
+    if not inplace_pass:
+        assert torch.equal(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+
+
 def test_decoding_with_a_static_cache_captures_once() -> None:
     _, model = pair("eager")
     caches = [huggingface.static_cache(model, 1, 16) for _ in range(2)]

@@ -14,7 +14,7 @@ from tests.offline_ascend.standin import StandInError
 from tests.offline_ascend.standin.capture import RECORDER
 from tests.offline_ascend.standin.log import recordings
 from tests.offline_ascend.standin.memory import Host, Moved, Shapes, move
-from tests.offline_ascend.standin.overlap import check_overlap
+from tests.offline_ascend.standin.overlap import race
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Launch, or go onto the tape."""
         with torch.no_grad():
+            if race(self.overload, args, kwargs):
+                for log in recordings():
+                    log.races.append(str(self.overload))
             return self._record(args, kwargs) if RECORDER.recording else self._launch(args, kwargs)
 
     def _launch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -50,7 +53,6 @@ class Kernel:
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         noted(self.overload)
         _no_host_memory(self.overload, (args, kwargs))
-        check_overlap(self.overload, args, kwargs)
         meta = move(Shapes(), "meta", args, kwargs)
         result = meta.result(self.shapes(*meta.args, **meta.kwargs), allocated)
         RECORDER.add(_task(self.compute, move(Host(), "cpu", args, kwargs), result))
