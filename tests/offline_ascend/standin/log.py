@@ -15,7 +15,7 @@ class Log:
 
     `launched` ran at once; `captured` went onto a tape and run at each replay; `updated` took the place of captured
     ones, with other arguments. `copied` has the bytes of each plain copy within the device that no kernel makes.
-    `races` write elements that they read elsewhere, where torch_npu does not look.
+    `races` write elements that they read elsewhere, which torch_npu lets pass.
     `captures` leaves out those of nothing, by which npugraph_ex opens its memory pool. `allocated` is in bytes: every
     block that torch_npu's caching allocator handed out counts, whether or not it was given back.
     """

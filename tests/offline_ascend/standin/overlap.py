@@ -1,7 +1,7 @@
-"""Writing to memory that the same operator reads elsewhere: torch_npu refuses some of it, a device does the rest.
+"""Writing to memory that the same operator reads elsewhere: torch_npu refuses some of it, and lets the rest pass.
 
-torch_npu looks at addresses before it launches, as torch does, and gives up on views that are not dense. What it lets
-pass runs here as there, in whatever order, and is noted as a race.
+torch_npu looks at addresses before it launches, as torch does, and lets views pass that are not dense. Those run here
+in the CPU's order, which need not be a chip's, and are noted as races.
 """
 
 from __future__ import annotations
