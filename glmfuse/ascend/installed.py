@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from glmfuse.ascend import cann
 from glmfuse.ascend.libraries import missing
 
 
@@ -90,7 +91,9 @@ def mispaired() -> str | None:
 
 
 def without_cann() -> str | None:
-    """Which of CANN's libraries the installed torch_npu would not find, or None."""
+    """What of CANN the installed torch_npu would not find, and fail to be imported without, or None."""
+    if (reason := cann.gone()) is not None:
+        return f"torch_npu {torch_npu_version()} cannot be imported: {reason}"
     if (library := _library()) is None or not (names := missing(library)):
         return None
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
