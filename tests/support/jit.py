@@ -14,14 +14,14 @@ from torch import Tensor
 class FakeJit:
     """Called with inputs and outputs like the real one, which is not run here.
 
-    compute: from the inputs to the last output. calls: the tensors of each call. observe: what else to note of a
-    call, such as the current stream. compiled: kinds of inputs seen; the real one compiles at the first of each.
+    compute: from the inputs to the output. calls: the addresses of the tensors of each call, which are not kept
+    alive. observe: what else to note of a call, such as the current stream.
     """
 
     compute: Callable[..., Tensor]
-    observe: Callable[[], Any] = lambda: None
+    observe: Callable[..., Any] = lambda *tensors: None
     run_mode: int = 0
-    calls: list[tuple[Tensor, ...]] = field(default_factory=list)
+    calls: list[tuple[int, ...]] = field(default_factory=list)
     observed: list[Any] = field(default_factory=list)
 
     @property
@@ -30,7 +30,7 @@ class FakeJit:
 
     def __call__(self, *tensors: Tensor) -> None:
         assert all(tensor.is_contiguous() for tensor in tensors)
-        self.calls.append(tensors)
-        self.observed.append(self.observe())
+        self.calls.append(tuple(tensor.data_ptr() for tensor in tensors))
+        self.observed.append(self.observe(*tensors))
         with torch.no_grad():
             tensors[-1].copy_(self.compute(*tensors[:-1]))
