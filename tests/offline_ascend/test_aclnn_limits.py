@@ -102,6 +102,7 @@ MISSES: list[tuple[str, dict[str, Any], str]] = [
     ("paged_attention", paged(528), "tokens of a block 528 exceeds 512"),
     ("paged_attention", paged(512, 513), "cached tokens 262656 exceeds 262144"),
     ("paged_attention", paged(32, table=torch.int64), "dtype torch.int64 is none of torch.int32"),
+    ("cache_update", {**drawn("cache_update"), "rows": empty(2, 2, 2, 8, dtype=torch.float32)}, "takes one dtype"),
     ("grouped_mlp", experts(1), "one expert alone"),
     ("grouped_mlp", experts(1025), "experts 1025 exceeds 1024"),
     ("grouped_mlp", experts(2, 65536), "hidden 65536 exceeds 65535"),

@@ -22,6 +22,7 @@ EXPECTED = {
     "attention": ["FusedInferAttentionScore"],
     "eager_attention": ["FusedInferAttentionScore"],
     "paged_attention": ["FusedInferAttentionScore"],
+    "cache_update": ["ScatterNdUpdate"],
     "grouped_mlp": _EXPERTS,
     "moe": ["MoeGatingTopK", *_EXPERTS],
 }
