@@ -13,7 +13,6 @@ from typing import Any
 import npugraph_ex
 import pytest
 import torch
-from tests.offline_ascend.standin.log import record
 from torch import Tensor, fx
 
 from glmfuse import Report, Target
@@ -22,6 +21,7 @@ from glmfuse.lowering.pypto.launch import npu
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.target import kernel_of
 from glmfuse.lowering.rehearse import rehearsed
+from tests.offline_ascend.standin.log import record
 from tests.support.graphs import run_stages
 from tests.support.jit import FakeJit
 
