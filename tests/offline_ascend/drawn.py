@@ -65,6 +65,30 @@ def _rotary(draw: Draw) -> Arguments:
     return {"x": x, "cos": angle.cos().to(draw.dtype), "sin": angle.sin().to(draw.dtype), **draw.flags}
 
 
+def _linear(draw: Draw) -> Arguments:
+    hidden, out = draw.size(8, 64), draw.size(4, 48)
+    return {
+        "x": draw.values(draw.size(1, 3), draw.size(1, 9), hidden),
+        "w": draw.weight(out, hidden),
+        **draw.unless_absent(b=draw.values(out)),
+    }
+
+
+def _rotary_embedding(draw: Draw) -> Arguments:
+    """Rows of heads, and a table of more positions than there are tokens."""
+    tokens, turned = draw.size(1, 9), 2 * draw.size(1, 16)
+    head_dim = turned + draw.size(0, 16)
+    angle = draw.values(40, turned // 2, scale=3.0, wide=True)
+    return {
+        "positions": torch.randint(0, 40, (tokens,), generator=draw.generator),
+        "q": draw.values(tokens, draw.size(1, 8) * head_dim),
+        "k": draw.values(tokens, draw.size(1, 4) * head_dim),
+        "cos_sin": torch.cat([angle.cos(), angle.sin()], dim=-1).to(draw.dtype),
+        "head_dim": head_dim,
+        **draw.flags,
+    }
+
+
 def _swiglu(draw: Draw) -> Arguments:
     rows, width = draw.size(1, 20), draw.size(2, 100)
     gate = draw.values(rows, width if "up" not in draw.absent else 2 * width)
@@ -179,7 +203,9 @@ def _moe(draw: Draw) -> Arguments:
 _ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
+    "linear": _linear,
     "rotary": _rotary,
+    "rotary_embedding": _rotary_embedding,
     "swiglu": _swiglu,
     "route_topk": _route_topk,
     "attention": _attention,
