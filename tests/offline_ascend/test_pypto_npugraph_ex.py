@@ -6,7 +6,7 @@ torch_npu over stand-ins for CANN, and PyPTO's jit function made up: what runs i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +33,7 @@ def activated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def jit(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
+def jit(monkeypatch: pytest.MonkeyPatch) -> FakeJit:
     """SwiGLU, and whether its launch fell into a capture."""
     made = FakeJit(activated, lambda *_: torch.npu.is_current_stream_capturing())
     building = ModuleType("glmfuse.lowering.pypto.build")
