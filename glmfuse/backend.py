@@ -12,11 +12,12 @@ import torch
 from torch import fx
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
 
+from glmfuse import dialects
 from glmfuse.breaks import tell
-from glmfuse.capture import capture_model, weights_among
+from glmfuse.capture import capture_model, static_inputs, weights_among
 from glmfuse.errors import ExpectationError, OptionError, UnavailableError
 from glmfuse.fuse import Fusion, fuse
-from glmfuse.lowering.engine import Engine, choose_engine
+from glmfuse.lowering.engines import Engine, Handoff, choose_engine
 from glmfuse.lowering.target import Target
 from glmfuse.lowering.targets import TARGETS, reference_for
 from glmfuse.lowering.weights.hoist import SHARE, Derived, hoist
@@ -47,27 +48,30 @@ def compile_graph(
     if mode not in (None, "default"):
         raise OptionError(f"backend 'glmfuse' has no mode {mode!r}; pass options={{...}} instead.")
     parsed = Options.parse(options)
-    fusion = fusion_for(parsed)
+    passed_over: list[str] = []
+    engine = choose_engine(parsed.engine, example_inputs, passed_over.append)
+    fusion = fusion_for(parsed, engine)
     tell(fusion.report)
     graph = fusion.report.new_graph()
-    engine = choose_engine(parsed.engine, example_inputs, graph.notes.append)
     graph.engine = engine.name
+    graph.notes.extend(passed_over)
     if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs):
         return _unfused(graph_module, example_inputs, engine, parsed, graph)
     try:
         compiler = _Compiler(fusion, engine, graph, example_inputs)
-        return capture_model(graph_module, example_inputs, compiler, compiler.unfused)
+        return capture_model(graph_module, example_inputs, compiler, compiler.unfused, engine.decompositions())
     except TensorifyScalarRestartAnalysis:
         fusion.report.graphs.remove(graph)  # Dynamo traces it again, with floats as constants
         raise
 
 
-def fusion_for(options: Options) -> Fusion:
-    """The patterns and targets that these options ask for."""
+def fusion_for(options: Options, engine: Engine | None = None) -> Fusion:
+    """The patterns and targets that these options ask for, and that the engine can call."""
     patterns: tuple[Pattern, ...] = (*PATTERNS, *options.patterns)
     options.check_patterns(pattern.name for pattern in patterns)
     report = options.report if isinstance(options.report, Report) else Report()
-    return Fusion(options, patterns, _targets(options, patterns, report), report)
+    dialects.load(report.note)
+    return Fusion(options, patterns, _targets(options, patterns, report, engine), report)
 
 
 class _Compiler:
@@ -87,11 +91,16 @@ class _Compiler:
             check_expectation(self.report, options)
             derived = self.derive(gm) if options.frozen else ()
             with self.report.timed("engine"):
-                inputs = [*example_inputs, *(item.fake for item in derived)]
-                compiled = self.engine.compile(gm, inputs, options.engine_options)
+                compiled = self.engine.compile(self.handoff(gm, example_inputs, derived))
             return bind(compiled, derived) if derived else compiled
         finally:
             publish(self.report, options)
+
+    def handoff(self, gm: fx.GraphModule, inputs: Sequence[Any], derived: Sequence[Derived] = ()) -> Handoff:
+        """The graph for the engine; values derived of weights are inputs that stay where they are, like these."""
+        every = [*inputs, *(item.fake for item in derived)]
+        static = static_inputs(len(inputs)) | set(range(len(inputs), len(every)))
+        return Handoff(gm, every, static, self.fusion.options.engine_options)
 
     def derive(self, gm: fx.GraphModule) -> tuple[Derived, ...]:
         """Take what depends on weights alone out of the graph, and say how much that is."""
@@ -107,7 +116,7 @@ class _Compiler:
             self.report.notes.append(_GRAD)
             warnings.warn(_GRAD, stacklevel=2)
             check_expectation(self.report, self.fusion.options)
-        return self.engine.compile(gm, example_inputs, self.fusion.options.engine_options)
+        return self.engine.compile(self.handoff(gm, example_inputs))
 
 
 def _unfused(
@@ -145,27 +154,38 @@ def check_expectation(graph: GraphReport, options: Options) -> None:
     raise ExpectationError("\n".join(lines))
 
 
-def _targets(options: Options, patterns: Sequence[Pattern], report: Report) -> tuple[Target, ...]:
+def _targets(
+    options: Options, patterns: Sequence[Pattern], report: Report, engine: Engine | None
+) -> tuple[Target, ...]:
     known = {target.name: target for target in (*TARGETS, reference_for(patterns))}
     if options.targets is None:
         usable = []
         for target in known.values():
-            if (reason := target.unavailable() or target.not_by_default()) is None:
+            reason = target.unavailable() or target.not_by_default() or _not_called_by(engine, target)
+            if reason is None:
                 usable.append(target)
             else:
                 report.note(f"target {target.name!r} passed over: {reason}")
         return tuple(usable)
-    return tuple(_target(item, known) for item in options.targets)
+    return tuple(_target(item, known, engine) for item in options.targets)
 
 
-def _target(item: Any, known: Mapping[str, Target]) -> Target:
-    if isinstance(item, Target):
-        return item
-    if item not in known:
+def _target(item: Any, known: Mapping[str, Target], engine: Engine | None) -> Target:
+    if not isinstance(item, Target) and item not in known:
         raise OptionError.unknown("target", [item], known)
-    if (reason := known[item].unavailable()) is not None:
-        raise UnavailableError("target", item, reason)
-    return known[item]
+    target = item if isinstance(item, Target) else known[item]
+    if target is not item and (reason := target.unavailable()) is not None:
+        raise UnavailableError("target", target.name, reason)
+    if (reason := _not_called_by(engine, target)) is not None:
+        raise UnavailableError("target", target.name, f"{reason}; leave it out, or use engine 'npugraph_ex'")
+    return target
+
+
+def _not_called_by(engine: Engine | None, target: Target) -> str | None:
+    """Why an engine cannot have this target's ops in its graph, or None."""
+    if engine is None or engine.launches or target.inlined is not None:
+        return None
+    return f"its ops launch kernels of their own, and engine {engine.name!r} has no operator for them"
 
 
 class _Lazy:

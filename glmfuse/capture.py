@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import sympy
@@ -15,7 +16,8 @@ import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
 from torch._functorch.aot_autograd import aot_module_simplified
-from torch._guards import detect_fake_mode, tracing
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -30,15 +32,19 @@ class Compiler(Protocol):
 
 
 def capture_model(
-    graph_module: fx.GraphModule, example_inputs: Sequence[Any], compiler: Compiler, training: Compiler
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    compiler: Compiler,
+    training: Compiler,
+    decompositions: Mapping[OpOverload, Callable[..., Any]] = MappingProxyType({}),
 ) -> Callable[..., Any]:
     """Lower a Dynamo graph to aten and give it to `compiler`.
 
     Forward and backward of a graph that needs grad after all, since it enables it inside, go to `training`.
-    Nothing is decomposed; writes to inputs stay in the graph as `copy_`. A symbolic float, which
-    `dynamic=True` makes of every eps and scale, is fixed at its value: that adds the guard on the
-    Python float which Dynamo would have added without `dynamic`. AOT then asks Dynamo, by an exception
-    that must pass, to trace once more with these floats as constants.
+    Nothing is decomposed but what an engine asks for; writes to inputs stay in the graph as `copy_`. A
+    symbolic float, which `dynamic=True` makes of every eps and scale, is fixed at its value: that adds the
+    guard on the Python float which Dynamo would have added without `dynamic`. AOT then asks Dynamo, by an
+    exception that must pass, to trace once more with these floats as constants.
     """
     for node in graph_module.graph.nodes:
         if isinstance(value := node.meta.get("example_value"), torch.SymFloat):
@@ -48,9 +54,19 @@ def capture_model(
         list(example_inputs),
         fw_compiler=training,
         inference_compiler=compiler,
-        decompositions={},
+        decompositions=dict(decompositions),
         keep_inference_input_mutations=True,
     )
+
+
+def static_inputs(count: int) -> frozenset[int]:
+    """Places among the first inputs of AOT's graph whose memory stays where it is, as AOT says at its compiler's call.
+
+    Weights and buffers, and what `torch._dynamo.mark_static_address` named, as a StaticCache does with its tensors.
+    """
+    context = TracingContext.try_get()
+    metadata = context and context.fw_metadata
+    return frozenset(place for place in (metadata and metadata.static_input_indices) or () if place < count)
 
 
 def weights_among(graph: fx.Graph, example_inputs: Sequence[Any]) -> frozenset[int]:

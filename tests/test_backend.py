@@ -15,8 +15,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from glmfuse import Kernel, Report, Target
-from glmfuse.lowering import engine as engines
-from glmfuse.lowering.engine import ENGINES
+from glmfuse.lowering.engines import Engine, eager
 from glmfuse.lowering.targets import reference_for
 from glmfuse.patterns import PATTERNS, rms_norm
 from tests.support.glm import decode_static, fresh, prefill, tiny
@@ -94,10 +93,8 @@ def test_a_mode_is_refused() -> None:
 
 
 def test_an_engine_that_is_not_there_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = engines.Engine(
-        "absent", ENGINES[1].compile, ENGINES[1].compile_unfused, lambda device: "install absent-1.0"
-    )
-    monkeypatch.setattr(engines, "ENGINES", (absent, engines.EAGER))
+    absent = Engine("absent", eager.EAGER.compile, eager.EAGER.compile_unfused, lambda device: "install absent-1.0")
+    monkeypatch.setattr("glmfuse.lowering.engines.choose.ENGINES", (absent, eager.EAGER))
     report = Report()
     torch.compile(nn.Linear(4, 4).eval(), backend="glmfuse", options={"report": report})(torch.randn(2, 4))
     assert report.graphs[0].engine == "eager"

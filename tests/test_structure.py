@@ -30,6 +30,7 @@ LAYERS = (
     ("canonicalize",),
     ("matching",),
     ("patterns",),
+    ("dialects",),
     ("lowering",),
     ("rows", "left_over", "fuse"),
     ("breaks", "backend"),

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from glmfuse.canonicalize.rules import RULES
+from glmfuse.canonicalize.rules import rules_for
 from glmfuse.canonicalize.schema import full_arguments, is_function_of_values, is_pure, is_view, written_arguments
 from glmfuse.canonicalize.term import AFTER, INPUT, Arg, Op, Term, size_of
 
@@ -67,7 +67,7 @@ class _Build:
     outputs: tuple[Arg, ...] = ()
 
     def __call__(self, op: Op, args: tuple[Arg, ...], val: Any, node: fx.Node | None = None) -> Term:
-        for rule in RULES.get(op, ()):
+        for rule in rules_for(op):
             if (term := rule(self, args, val)) is not None:
                 return term
         key = (op, typed(args)) if is_function_of_values(op, args) or op is AFTER else None

@@ -159,7 +159,7 @@ def plain_cast(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term
 
 
 def convert_as_cast(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:
-    """prims.convert_element_type(x, dtype) -> _to_copy(x, dtype)"""
+    """prims.convert_element_type(x, dtype), npu._npu_dtype_cast(x, dtype) -> _to_copy(x, dtype)"""
     return build(aten._to_copy.default, (args[0], val.dtype, None, None, None, None, None), val)
 
 
@@ -201,6 +201,14 @@ def addmm_as_linear(build: Builder, args: tuple[Any, ...], val: torch.Tensor) ->
     return None
 
 
+def matmul_as_linear(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:
+    """matmul(x, permute(w, [1, 0])) -> linear(x, w) for a 2-D w; an NPU's trace keeps matmul"""
+    rows, weight = args
+    if weight.op is aten.permute.default and weight.val.dim() == 2 and rows.val.dim() > 1:
+        return build(aten.linear.default, (rows, weight.args[0], None), val)
+    return None
+
+
 RULES: Mapping[Op, tuple[Rule, ...]] = {
     aten.clone.default: (drop_copy,),
     aten.alias.default: (drop_copy,),
@@ -224,6 +232,17 @@ RULES: Mapping[Op, tuple[Rule, ...]] = {
     torch.ops.prims.convert_element_type.default: (convert_as_cast,),
     aten.mm.default: (mm_as_linear,),
     aten.addmm.default: (addmm_as_linear,),
+    aten.matmul.default: (matmul_as_linear,),
     aten.clamp.default: (clamp_of_indices,),
     aten.masked_fill.Scalar: (fill_past_the_end,),
 }
+
+RULES_BY_NAME: Mapping[str, tuple[Rule, ...]] = {
+    "npu::_npu_dtype_cast": (convert_as_cast,),
+}
+"""Of operators that are there only where a device's library is loaded."""
+
+
+def rules_for(op: Op) -> tuple[Rule, ...]:
+    """The rules to try on calls of an operator."""
+    return RULES.get(op) or RULES_BY_NAME.get(getattr(op, "_name", ""), ())

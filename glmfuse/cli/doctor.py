@@ -131,12 +131,12 @@ def _compiler() -> Part:
 
 
 def _uses() -> Iterator[Use]:
-    from glmfuse.lowering.engine import ENGINES
+    from glmfuse.lowering.engines import ENGINES
     from glmfuse.lowering.targets import REFERENCE, TARGETS
 
     targets = [(target.name, target.unavailable() or target.not_by_default()) for target in TARGETS]
     for device in ("cpu", "npu") if installed.has_npu() else ("cpu",):
-        engines = [(engine.name, engine.unavailable(device)) for engine in ENGINES]
+        engines = [(engine.name, engine.unavailable(device)) for engine in ENGINES if engine.is_for(device)]
         usable = [name for name, reason in engines if reason is None]
         passed_over = [
             *((f"engine {name}", reason) for name, reason in engines if reason is not None),

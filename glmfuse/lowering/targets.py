@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from glmfuse.lowering.aclnn.target import ACLNN
 from glmfuse.lowering.aten.target import ATEN
 from glmfuse.lowering.pypto.target import PYPTO
 from glmfuse.lowering.target import Kernel, Target
@@ -15,7 +16,7 @@ REFERENCE = "reference"
 _INLINED_US = 1e-3
 """The least difference between gains that planning sees."""
 
-TARGETS: tuple[Target, ...] = (PYPTO, ATEN)
+TARGETS: tuple[Target, ...] = (PYPTO, ACLNN, ATEN)
 """Targets with kernels of their own; the reference, made for the patterns in use, follows them."""
 
 

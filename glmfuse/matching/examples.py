@@ -18,6 +18,9 @@ from glmfuse.matching.traced import Traced, trace_pattern
 EXAMPLE_DTYPE = torch.bfloat16
 """The dtype in which a pattern is traced when it is registered."""
 
+EXAMPLE_DEVICE = "cpu"
+"""The kind of device on which a pattern is traced when it is registered; matching traces it on the graph's."""
+
 _FLOATS = (0.01171875, 0.02734375)
 """Values of the first float argument in the two traces, exact in binary and in no pattern's text.
 
@@ -26,7 +29,9 @@ Those of the next ones lie 0.5 further each.
 
 
 @cache
-def example_trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int) -> Traced:
+def example_trace(
+    pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int, device: str = EXAMPLE_DEVICE
+) -> Traced:
     """Trace a variant on the first or second of its made-up examples."""
     values = example_sizes(pattern, variant, which)
     fresh = Fresh()
@@ -35,7 +40,7 @@ def example_trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which:
             shape=dims_of.evaluate(p.sizes_without(variant.absent), values, which),
             stride=None,
             dtype={**pattern.dtypes, **dict(variant.dtypes)}.get(p.name, dtype),
-            device=torch.device(pattern.devices[which]),
+            device=torch.device(device),
         )
         for p in pattern.parameters
         if p.is_tensor and p.name not in variant.absent
@@ -82,19 +87,19 @@ def variants_with(pattern: Pattern, absent: frozenset[str], spelling: str = OWN)
 
 
 @cache
-def takes(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> bool:
-    """Whether there is such a variant in a dtype; a function may be written for some dtypes alone.
+def takes(pattern: Pattern, variant: Variant, dtype: torch.dtype, device: str = EXAMPLE_DEVICE) -> bool:
+    """Whether there is such a variant in a dtype on a device; a function may be written for some alone.
 
-    Raises PatternError for one that does not trace in the dtype in which patterns are registered.
+    Raises PatternError for one that does not trace where patterns are registered.
     """
     try:
-        example_trace(pattern, variant, dtype, 0)
+        example_trace(pattern, variant, dtype, 0, device)
     except ConstraintError:
         return False
     except PatternError:
         raise
     except Exception as error:
-        if dtype is not EXAMPLE_DTYPE:
+        if (dtype, device) != (EXAMPLE_DTYPE, EXAMPLE_DEVICE):
             return False
         raise PatternError(pattern.name, pattern.where, f"tracing it ({variant}) fails: {error}") from error
     return True

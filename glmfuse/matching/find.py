@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from glmfuse.canonicalize import INPUT, Canonical, Op, Term, terms_in
 from glmfuse.matching.check import Checker, Site, SiteTrace
 from glmfuse.matching.escape import is_cheap
-from glmfuse.matching.examples import variants
+from glmfuse.matching.examples import EXAMPLE_DEVICE, variants
 from glmfuse.matching.index import Definition, Index
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.matcher import match_at
@@ -33,6 +33,14 @@ class Found:
     misses: list[Mismatch] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What search graphs are traced in: the floating dtypes of a graph's values, and the kind of its device."""
+
+    dtypes: tuple[torch.dtype, ...]
+    device: str
+
+
 def find(
     canonical: Canonical,
     patterns: Sequence[Pattern],
@@ -43,27 +51,25 @@ def find(
     index = Index.of(canonical)
     checker = Checker(canonical, index, traces, sizes)
     found = Found()
-    dtypes = _float_dtypes(canonical)
+    kinds = Kinds(_float_dtypes(canonical), _device_of(canonical))
     for level in sorted({pattern.level for pattern in patterns}):
         sites = [
             site
             for pattern in patterns
             if pattern.level == level
-            for site in _find_pattern(pattern, index, checker, dtypes, found.misses)
+            for site in _find_pattern(pattern, index, checker, kinds, found.misses)
         ]
         for site in sites:
             index.add(site.match)
         found.sites.extend(sites)
-    _near_misses(patterns, index, dtypes, found)
+    _near_misses(patterns, index, kinds, found)
     return found
 
 
-def _find_pattern(
-    pattern: Pattern, index: Index, checker: Checker, dtypes: Iterable[torch.dtype], misses: list[Mismatch]
-) -> list[Site]:
+def _find_pattern(pattern: Pattern, index: Index, checker: Checker, kinds: Kinds, misses: list[Mismatch]) -> list[Site]:
     sites: dict[Any, Site] = {}
     refused: dict[Any, Mismatch] = {}
-    for graph in _graphs(pattern, dtypes):
+    for graph in _graphs(pattern, kinds):
         if any(not index.occurrences(op) for op in graph.ops):
             continue
         for anchor, at in _anchors(graph, index):
@@ -88,8 +94,8 @@ def _is_inside(miss: Mismatch, sites: Iterable[Site]) -> bool:
     return any(miss.nodes <= site.match.inner for site in sites)
 
 
-def _graphs(pattern: Pattern, dtypes: Iterable[torch.dtype]) -> Iterable[SearchGraph]:
-    return distinct_graphs(pattern, tuple(variants(pattern)), tuple(dtypes))
+def _graphs(pattern: Pattern, kinds: Kinds) -> Iterable[SearchGraph]:
+    return distinct_graphs(pattern, tuple(variants(pattern)), kinds.dtypes, kinds.device)
 
 
 def _anchors(graph: SearchGraph, index: Index) -> list[tuple[Term, Definition]]:
@@ -112,7 +118,9 @@ def _arguments_of(term: Term) -> set[Term]:
 
 
 def _rarest(graph: SearchGraph, index: Index) -> Term:
-    return min(graph.terms, key=lambda term: len(index.occurrences(term.op)))
+    """The rarest operator on an argument; a constant, such as a triangle of ones, is one value of all sites."""
+    terms = (term for term in graph.terms if _arguments_of(term))
+    return min(terms, key=lambda term: len(index.occurrences(term.op)))
 
 
 def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
@@ -121,7 +129,13 @@ def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
     return tuple(sorted(found, key=str))
 
 
-def _near_misses(patterns: Sequence[Pattern], index: Index, dtypes: Sequence[torch.dtype], found: Found) -> None:
+def _device_of(canonical: Canonical) -> str:
+    """The kind of device that a graph computes on; a CPU's tensors may be among those of another."""
+    kinds = (term.val.device.type for term in canonical.terms if isinstance(term.val, torch.Tensor))
+    return next((kind for kind in kinds if kind != EXAMPLE_DEVICE), EXAMPLE_DEVICE)
+
+
+def _near_misses(patterns: Sequence[Pattern], index: Index, kinds: Kinds, found: Found) -> None:
     """Try the values that no match covers and no proof refused; keep what looks like half a pattern or more."""
     missed: dict[str, set[Term]] = {}
     for miss in found.misses:
@@ -130,7 +144,7 @@ def _near_misses(patterns: Sequence[Pattern], index: Index, dtypes: Sequence[tor
         covered, shared = _covered(pattern, found.sites)
         covered |= missed.get(pattern.name, set())
         best: dict[Term, Mismatch] = {}
-        for graph in _graphs(pattern, dtypes):
+        for graph in _graphs(pattern, kinds):
             for anchor in _distinct_ops(graph):
                 for at in tuple(index.occurrences(anchor.op)):
                     if at.value in covered or (at.match is not None and at.match.pattern is pattern):

@@ -93,7 +93,7 @@ class Pattern:
     parameters: the function's arguments in order. together: optional tensors that come and go as one.
     examples: sizes of symbols for the two traces, where unlike primes do not do.
     cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
-    dtypes: tensors whose dtype is not the model's. devices: those of the two traces. unordered: the last axis
+    dtypes: tensors whose dtype is not the model's. unordered: the last axis
     of its outputs is in no order, the same for all. updates: the argument whose new value the output is.
     level: 0, or one more than the highest pattern called. spellings: by name, the other
     functions that compute the same.
@@ -107,7 +107,6 @@ class Pattern:
     cases: tuple[Case, ...]
     dtypes: Mapping[str, torch.dtype]
     where: str
-    devices: tuple[str, str] = ("cpu", "cpu")
     unordered: bool = False
     updates: str | None = None
     level: int = 0

@@ -41,7 +41,6 @@ def pattern(
     examples: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
     cases: tuple[Case, ...] = ({},),
     dtypes: Mapping[str, torch.dtype] | None = None,
-    devices: tuple[str, str] = ("cpu", "cpu"),
     unordered: bool = False,
     updates: str | None = None,
 ) -> Callable[[Callable[..., Any]], Pattern]:
@@ -51,8 +50,7 @@ def pattern(
     a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
     examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
     tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
-    that never have it. devices: of the two traces; unlike ones where the function takes a dtype or a number
-    from its device. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
+    that never have it. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
     tensor argument whose new value is the one output, so that kernels may write it in place. Raises
     PatternError, with the line, when the function is no pattern.
     """
@@ -67,7 +65,6 @@ def pattern(
             examples=examples,
             cases=cases,
             dtypes=dict(dtypes or {}),
-            devices=devices,
             where=_where(function),
             unordered=unordered,
             updates=updates,
@@ -97,15 +94,23 @@ def spelling_of(made: Pattern) -> Callable[[Callable[..., Any]], Callable[..., A
         if name in made.spellings:
             raise PatternError(made.name, where, f"a spelling {name!r} is registered already")
         made.spellings[name] = function
-        spelled = [variant for absent in made.overloads for variant in variants_with(made, absent, name)]
-        if not spelled:
-            raise PatternError(made.name, where, f"its spelling {name!r} takes no arguments of the pattern")
-        for variant in spelled:
-            _read_calls(made, variant)
-            _check_scalars(made, variant)
+        try:
+            _check_spelling(made, name, where)
+        except PatternError:
+            del made.spellings[name]
+            raise
         return function
 
     return register
+
+
+def _check_spelling(made: Pattern, name: str, where: str) -> None:
+    spelled = [variant for absent in made.overloads for variant in variants_with(made, absent, name)]
+    if not spelled:
+        raise PatternError(made.name, where, f"its spelling {name!r} takes no arguments of the pattern")
+    for variant in spelled:
+        _read_calls(made, variant)
+        _check_scalars(made, variant)
 
 
 def _define(made: Pattern) -> None:

@@ -8,6 +8,7 @@ the search and is compared when the function is traced again at the site.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from glmfuse.canonicalize import INPUT, Op, Term, terms_in
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
-from glmfuse.matching.examples import example_scalars, example_sizes, example_trace, takes
+from glmfuse.matching.examples import EXAMPLE_DEVICE, example_scalars, example_sizes, example_trace, takes
 from glmfuse.matching.pattern import Pattern, Variant
 from glmfuse.matching.traced import Traced
 
@@ -74,9 +75,9 @@ class SearchGraph:
 
 
 @cache
-def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> SearchGraph:
+def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype, device: str = EXAMPLE_DEVICE) -> SearchGraph:
     """Trace twice, compare, and say of each literal what it is."""
-    first, second = (example_trace(pattern, variant, dtype, which) for which in (0, 1))
+    first, second = (example_trace(pattern, variant, dtype, which, device) for which in (0, 1))
     twins = _pair(pattern, first, second)
     terms = first.live()
     names = {term: name for name, term in first.inputs.items()}
@@ -88,12 +89,20 @@ def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> Sear
 
 @cache
 def distinct_graphs(
-    pattern: Pattern, variants: tuple[Variant, ...], dtypes: tuple[torch.dtype, ...]
+    pattern: Pattern, variants: tuple[Variant, ...], dtypes: tuple[torch.dtype, ...], device: str = EXAMPLE_DEVICE
 ) -> tuple[SearchGraph, ...]:
-    """The graphs of these variants in these dtypes; one that is the same in two dtypes only once."""
-    kinds = [(variant, dtype) for variant in variants for dtype in dtypes if takes(pattern, variant, dtype)]
-    graphs = [search_graph(pattern, variant, dtype) for variant, dtype in kinds]
+    """The graphs of these variants in these dtypes on a device; one that is the same in two dtypes only once."""
+    kinds = [(variant, dtype) for variant in variants for dtype in dtypes]
+    graphs = [graph for kind in kinds if (graph := _graph_on(pattern, *kind, device)) is not None]
     return tuple({(graph.variant, _signature(graph)): graph for graph in reversed(graphs)}.values())[::-1]
+
+
+def _graph_on(pattern: Pattern, variant: Variant, dtype: torch.dtype, device: str) -> SearchGraph | None:
+    """The search graph of a device, or a CPU's where the function does not trace there; the proof has its own."""
+    if device != EXAMPLE_DEVICE and takes(pattern, variant, dtype, device):
+        with suppress(PatternError):
+            return search_graph(pattern, variant, dtype, device)
+    return search_graph(pattern, variant, dtype) if takes(pattern, variant, dtype) else None
 
 
 def _signature(graph: SearchGraph) -> str:

@@ -18,6 +18,7 @@ from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
 from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
+from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
@@ -27,6 +28,7 @@ PATTERNS: tuple[Pattern, ...] = (
     rms_norm,
     add_rms_norm,
     rotary,
+    rotary_embedding,
     swiglu,
     route_topk,
     norm_qkv_rope,

@@ -11,15 +11,16 @@ from glmfuse.matching.register import pattern, spelling_of
 from glmfuse.patterns.repeat_kv import repeat_kv
 
 _SIZES = (
-    {"B": 2, "K": 3, "G": 5, "S": 7, "C": 11, "D": 13},
-    {"B": 3, "K": 5, "G": 2, "S": 13, "C": 17, "D": 7},
+    {"B": 2, "K": 3, "G": 5, "S": 7, "C": 11, "D": 16},
+    {"B": 3, "K": 5, "G": 2, "S": 13, "C": 17, "D": 32},
 )
-"""Small: products of all sizes, and no two alike."""
+"""Small, and no two alike; an NPU's attention takes heads of whole 16s, and is called otherwise for one query."""
 
 
 @pattern(
     dims={"q": "B K*G S D", "k": "B K C D", "v": "B K C D", "mask": "B 1 S C"},
     examples=_SIZES,
+    cases=({}, {"S": 1}),
     dtypes={"mask": torch.bool},
 )
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:

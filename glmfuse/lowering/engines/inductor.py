@@ -1,4 +1,4 @@
-"""The one place that calls Inductor.
+"""The engine `inductor`, and the one place that calls Inductor.
 
 `compile_fx` runs AOT once more on the graph that AOT has made. Decomposing the graph ourselves and calling
 the inner compiler takes as long and runs as fast (docs/measurements.md), through five private functions.
@@ -13,22 +13,21 @@ from torch import fx
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._guards import TracingContext, detect_fake_mode, tracing
 
-from glmfuse.errors import OptionError
+from glmfuse.lowering.engines.engine import Engine, Handoff, check_options
 
 
-def compile_graph(
-    graph_module: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any]
-) -> Callable[..., Any]:
+def _compile(handoff: Handoff) -> Callable[..., Any]:
     """Compile an inference graph in undecomposed aten; options are Inductor's, as for torch.compile."""
     from torch._inductor.compile_fx import compile_fx
 
     # A context of its own: the one under way remembers shared bodies as they were before decomposition.
-    with tracing(TracingContext(detect_fake_mode(inputs))):
-        compiled: Any = compile_fx(graph_module, list(inputs), config_patches=_checked(options))
+    with tracing(TracingContext(detect_fake_mode(handoff.inputs))):
+        patches = _checked(handoff.options)
+        compiled: Any = compile_fx(handoff.graph_module, list(handoff.inputs), config_patches=patches)
     return make_boxed_func(compiled)
 
 
-def compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+def _compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """What `backend="inductor"` does with a Dynamo graph, backward included."""
     from torch._inductor.compile_fx import compile_fx
 
@@ -36,7 +35,7 @@ def compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Call
     return compiled
 
 
-def unavailable(device: str) -> str | None:
+def _unavailable(device: str) -> str | None:
     """Why Inductor cannot compile for this device, or None."""
     if device == "cpu":
         return _no_cpp_compiler()
@@ -61,8 +60,9 @@ def _no_cpp_compiler() -> str | None:
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     from torch._inductor import config
 
-    valid = set(config.get_config_copy())
     named = {name.replace("-", "_"): value for name, value in options.items()}
-    if strangers := set(named) - valid:
-        raise OptionError.unknown("engine option of 'inductor'", strangers, valid)
+    check_options("inductor", named, set(config.get_config_copy()))
     return named
+
+
+INDUCTOR = Engine("inductor", _compile, _compile_unfused, _unavailable)

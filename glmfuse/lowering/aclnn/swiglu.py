@@ -1,0 +1,42 @@
+"""The gated activation, where gate and up are halves of one tensor.
+
+Limits: op-plugin 517f2e7, docs/zh/custom_APIs/torch_npu/torch_npu-npu_swiglu.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glmfuse.lowering.aclnn.gain import gain_of
+from glmfuse.lowering.aclnn.kernel import AclnnKernel
+from glmfuse.lowering.aclnn.limits import FLOATS, contiguous, first, ranks, stored
+from glmfuse.lowering.aten.gain import size
+from glmfuse.matching.select import Gain, Request
+
+
+def _swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
+    """Rounded once; the pattern rounds silu(gate) too."""
+    both = gate if up is None else torch.cat([gate, up], dim=-1)
+    result: Tensor = torch.ops.npu.npu_swiglu(both, -1)
+    return result
+
+
+def _limits(request: Request) -> str | None:
+    tensors = request.tensors
+    checks = (check for name, at in tensors.items() for check in (ranks(name, at, 1, 8), contiguous(name, at)))
+    return first((stored(tensors["gate"], FLOATS), *checks))
+
+
+def _gain(request: Request) -> Gain:
+    """Halves of one tensor are read once and the result written, instead of silu's written and read besides.
+
+    Two tensors would have to be joined first, which moves more than the fused operator saves.
+    """
+    result = size(request.outputs[0])
+    if "up" in request.tensors:
+        return gain_of(request, launches=2, moved=7 * result, moved_apart=5 * result)
+    return gain_of(request, moved=3 * result, moved_apart=5 * result)
+
+
+SWIGLU = AclnnKernel(_swiglu, ("npu_swiglu",), _limits, _gain)

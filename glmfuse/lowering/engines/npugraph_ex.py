@@ -1,0 +1,88 @@
+"""The engine `npugraph_ex`: torch_npu's compiler that captures a graph's launches once and replays them (aclgraph).
+
+The one place that calls it. Its `compile_fx` takes an aten graph as AOT made it, and expects three things that
+its own backend would have seen to: its decompositions, marks on the inputs that do not move, and writes to inputs
+kept in the graph, which capture.py does for every engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from torch import fx
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch._guards import detect_fake_mode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from glmfuse.ascend import installed
+from glmfuse.ascend.versions import engines_of
+from glmfuse.lowering.engines.engine import Engine, Handoff, check_options
+
+DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        # Rewrites the neighbours of a fusion into torch_npu's own fused ops, which round otherwise, int8 included.
+        "pattern_fusion_pass": False,
+        # Calls torch.fx.passes.reinplace, which lets `c[1:] - c[:-1]` write over what it still reads.
+        "inplace_pass": False,
+    }
+)
+"""Options that glmfuse sets where npugraph_ex has them on; `engine_options` come after these."""
+
+
+def _compile(handoff: Handoff) -> Callable[..., Any]:
+    import npugraph_ex
+
+    options = {**DEFAULTS, **handoff.options}
+    check_options("npugraph_ex", options, _options())
+    for place in handoff.static:
+        handoff.inputs[place]._torchair_is_parameter = True  # its address is part of the capture: no copy each call
+    _propagate(handoff)
+    return make_boxed_func(npugraph_ex.compile_fx(handoff.graph_module, list(handoff.inputs), options))
+
+
+def _propagate(handoff: Handoff) -> None:
+    """Compute every node's value again: the pass that writes to inputs asks them who shares memory."""
+    mode = detect_fake_mode(handoff.inputs)
+    FakeTensorProp(handoff.graph_module, mode).propagate_dont_convert_inputs(*handoff.inputs)
+
+
+def _compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    """What `backend="npugraph_ex"` does with a Dynamo graph, backward included."""
+    import npugraph_ex
+
+    compiled: Any = npugraph_ex.get_npu_backend()(graph_module, list(inputs))
+    return compiled
+
+
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """What its own backend would decompose; making the table also mends metas that torch_npu's kernels differ in."""
+    from npugraph_ex import npu_fx_compiler
+
+    table: Mapping[Any, Callable[..., Any]] = npu_fx_compiler._get_merged_decompositions(
+        npu_fx_compiler.CompilerConfig()
+    )
+    return table
+
+
+def _options() -> frozenset[str]:
+    found = engines_of(installed.torch_npu_version() or "")
+    return frozenset() if isinstance(found, str) else found.options
+
+
+def _unavailable(device: str) -> str | None:
+    if (reason := installed.unavailable()) is not None:
+        return reason
+    found = engines_of(installed.torch_npu_version() or "")
+    return found if isinstance(found, str) else found.npugraph_ex
+
+
+NPUGRAPH_EX = Engine(
+    "npugraph_ex",
+    _compile,
+    _compile_unfused,
+    _unavailable,
+    devices=frozenset({"npu"}),
+    decompositions=_decompositions,
+)
