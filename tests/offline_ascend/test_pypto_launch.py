@@ -13,7 +13,6 @@ from types import ModuleType
 import pytest
 import torch
 import torch_npu
-from tests.offline_ascend.standin.log import record
 from torch import Tensor
 
 from glmfuse.errors import KernelError
@@ -22,6 +21,7 @@ from glmfuse.lowering.pypto.launch.formats import FRACTAL_NZ
 from glmfuse.lowering.pypto.launch.launch import Launch
 from glmfuse.lowering.pypto.launch.npu import launch_on_npu
 from glmfuse.lowering.pypto.process import KernelRef
+from tests.offline_ascend.standin.log import record
 from tests.support.jit import FakeJit
 
 Build = Callable[..., FakeJit]
