@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from glmfuse.errors import KernelError
+from glmfuse.lowering.pypto import target
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import arguments, geometry
 from glmfuse.lowering.pypto.launch import npu
@@ -23,6 +24,7 @@ from glmfuse.lowering.pypto.launch.formats import FRACTAL_NZ
 from glmfuse.lowering.pypto.launch.launch import Launch
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.lowering.pypto.site import site_of
 from tests.support.jit import FakeJit
 
 
@@ -142,6 +144,25 @@ def test_what_cannot_be_read_in_nz_is_refused(device: Npu, w: Tensor, matrices: 
     with pytest.raises(KernelError, match=f"{reason}.*keep it in ND, or leave the pattern out"):
         npu.launch_on_npu(tripling(torch.randn(4, 2), w, matrices=matrices))
     assert not device.jit.calls
+
+
+def test_beside_an_npu_nothing_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model left on the CPU would run thousands of times slower, and nobody asked for it."""
+    request = site_of("swiglu", arguments("swiglu", geometry("tiny"), 5, torch.bfloat16))
+    kernel = target.kernel_of(KERNELS["swiglu"])
+    assert kernel.supports(request) is None
+    monkeypatch.setattr(target, "has_npu", lambda: True)
+    assert "there is an NPU, and tensors are on the CPU" in str(kernel.supports(request))
+
+
+def test_without_cann_the_target_is_not_there_even_with_an_npu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "has_npu", lambda: True)
+    monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    assert "PyPTO simulates even where there is an NPU: ASCEND_HOME_PATH is not set" in str(target.unavailable())
+    monkeypatch.setenv("ASCEND_HOME_PATH", "/")
+    assert target.unavailable() is None
+    assert target.not_by_default() is None
 
 
 @pytest.mark.parametrize("name", ["linear", "swiglu_mlp", "norm_qkv_rope", "gate_topk"])

@@ -15,7 +15,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from glmfuse import Gain, Kernel, Target, pattern
 from glmfuse.capture import capture_model
-from glmfuse.lowering.rehearse import rehearsed
+from glmfuse.lowering.rehearse import Rehearsal
 from tests.support.graphs import capture, run_stages
 from tests.test_cache_update import POSITIONS, cache, rows, step
 
@@ -67,7 +67,7 @@ def compiled(function: Callable[..., Any], target: Target, **options: Any) -> tu
             return run(args)
 
         call._boxed_call = True  # type: ignore[attr-defined]
-        return rehearsed(gm, call)
+        return Rehearsal.of(gm).before(call)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         return capture_model(gm, example_inputs, compiler, compiler)
@@ -147,4 +147,4 @@ def test_without_such_a_kernel_the_engine_is_called_at_once(target: Target) -> N
         return args
 
     (found,) = capture(twice, *inputs(5, 3))
-    assert rehearsed(found.module(), call) is call
+    assert Rehearsal.of(found.module()).before(call) is call

@@ -7,38 +7,70 @@ each such op on scratch tensors of the shapes that it is about to get; caches an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from glmfuse.canonicalize.term import size_of
 from glmfuse.lowering.ops import COMPILING
 
 Compiled = Callable[[list[Any]], Any]
+Sizes = Mapping[sympy.Basic, int]
 
 
-def rehearsed(module: fx.GraphModule, compiled: Compiled) -> Compiled:
-    """The engine's boxed callable, with a rehearsal before the first call for each set of sizes.
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What to call before a graph is captured.
 
-    module: the graph that was compiled, with its fake values. Without such ops in it, `compiled` itself.
+    calls: each op that compiles, with its arguments as the graph has them: fake tensors, numbers and symbols.
+    arguments: the graph's own, whose sizes tell what the symbols are.
     """
-    calls = [node for graph in _graphs(module) for node in graph.nodes if node.target in COMPILING]
-    if not calls:
-        return compiled
-    arguments = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    done: set[tuple[Any, ...]] = set()
 
-    def run(args: list[Any]) -> Any:
-        sizes = _sizes(arguments, args)
-        if (key := tuple(sizes.values())) not in done:
-            _rehearse(calls, sizes)
-            done.add(key)
-        return compiled(args)
+    calls: tuple[tuple[OpOverload, tuple[Any, ...]], ...]
+    arguments: tuple[Any, ...]
 
-    run._boxed_call = True  # type: ignore[attr-defined]
-    return run
+    @classmethod
+    def of(cls, module: fx.GraphModule) -> Rehearsal:
+        """Read a graph, and those that it calls, before an engine changes it."""
+        nodes = [node for graph in _graphs(module) for node in graph.nodes if node.target in COMPILING]
+        calls = tuple((node.target, tuple(_value(argument) for argument in node.args)) for node in nodes)
+        return cls(calls, tuple(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"))
+
+    def before(self, compiled: Compiled) -> Compiled:
+        """The engine's boxed callable, rehearsed before its first call for each set of sizes."""
+        if not self.calls:
+            return compiled
+        done: set[tuple[int, ...]] = set()
+
+        def run(args: list[Any]) -> Any:
+            sizes = _sizes(self.arguments, args)
+            if (key := tuple(sizes.values())) not in done:
+                self.run(sizes)
+                done.add(key)
+            return compiled(args)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def run(self, sizes: Sizes) -> None:
+        """Call each op once for each kind of arguments that it gets."""
+        kinds = dict.fromkeys((op, tuple(_kind(value, sizes) for value in values)) for op, values in self.calls)
+        for op, arguments in kinds:
+            op(*(_scratch(kind) for kind in arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A tensor without its data, its sizes known."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
 
 
 def _graphs(module: fx.GraphModule) -> Iterator[fx.Graph]:
@@ -47,9 +79,13 @@ def _graphs(module: fx.GraphModule) -> Iterator[fx.Graph]:
             yield inner.graph
 
 
-def _sizes(arguments: Sequence[Any], given: Sequence[Any]) -> dict[sympy.Symbol, int]:
+def _value(argument: Any) -> Any:
+    return argument.meta["val"] if isinstance(argument, fx.Node) else argument
+
+
+def _sizes(arguments: Sequence[Any], given: Sequence[Any]) -> dict[sympy.Basic, int]:
     """The value of each symbol that is the size of an argument, or an argument."""
-    found: dict[sympy.Symbol, int] = {}
+    found: dict[sympy.Basic, int] = {}
     for fake, real in zip(arguments, given, strict=True):
         pairs = zip(fake.shape, real.shape, strict=True) if isinstance(fake, Tensor) else [(fake, real)]
         for size, value in pairs:
@@ -58,31 +94,20 @@ def _sizes(arguments: Sequence[Any], given: Sequence[Any]) -> dict[sympy.Symbol,
     return found
 
 
-def _rehearse(calls: Sequence[fx.Node], sizes: Mapping[sympy.Symbol, int]) -> None:
-    seen: set[Any] = set()
-    for node in calls:
-        kinds = tuple(_kind(argument, sizes) for argument in node.args)
-        if (node.target, kinds) not in seen:
-            seen.add((node.target, kinds))
-            node.target(*(_scratch(kind) for kind in kinds))  # type: ignore[operator]
-
-
-def _kind(argument: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:
-    """What a call needs to know of an argument: a number, or a tensor's shape, strides, dtype and device."""
-    value = argument.meta["val"] if isinstance(argument, fx.Node) else argument
+def _kind(value: Any, sizes: Sizes) -> Any:
+    """What a call needs to know of an argument."""
     if not isinstance(value, Tensor):
         return _number(value, sizes)
-    shape, steps = ([_number(item, sizes) for item in items] for items in (value.shape, value.stride()))
-    return tuple(shape), tuple(steps), value.dtype, value.device
+    shape, stride = (tuple(_number(item, sizes) for item in items) for items in (value.shape, value.stride()))
+    return _Kind(shape, stride, value.dtype, value.device)
 
 
-def _number(value: Any, sizes: Mapping[sympy.Symbol, int]) -> Any:
+def _number(value: Any, sizes: Sizes) -> Any:
     return int(sympy.sympify(size_of(value)).xreplace(sizes)) if isinstance(value, torch.SymInt) else value
 
 
 def _scratch(kind: Any) -> Any:
     """Zeros: a kernel may use integers as places, and the first place is always there."""
-    if not isinstance(kind, tuple):
+    if not isinstance(kind, _Kind):
         return kind
-    shape, steps, dtype, device = kind
-    return torch.empty_strided(shape, steps, dtype=dtype, device=device).zero_()
+    return torch.empty_strided(kind.shape, kind.stride, dtype=kind.dtype, device=kind.device).zero_()

@@ -35,7 +35,9 @@ def jit(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
     building.build = lambda kernel: made  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, building.__name__, building)
     monkeypatch.setattr(npu, "_LAUNCHED", set())
-    return made
+    torch.npu.config.allow_internal_format = True
+    yield made
+    torch.npu.config.allow_internal_format = False
 
 
 def tripling(x: Tensor, *others: Tensor, matrices: frozenset[int] = frozenset()) -> Launch:
@@ -45,7 +47,6 @@ def tripling(x: Tensor, *others: Tensor, matrices: frozenset[int] = frozenset())
 
 def nz_weight(rows: int, columns: int) -> Tensor:
     """A matrix that torch_npu keeps in NZ, as after its owner's cast, for which the stand-ins have no kernel."""
-    torch.npu.config.allow_internal_format = True
     return torch_npu.empty_with_format((rows, columns), dtype=torch.bfloat16, device="npu", acl_format=FRACTAL_NZ)
 
 

@@ -6,26 +6,22 @@ torch_npu over stand-ins for CANN, and PyPTO's jit function made up: what runs i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-import npugraph_ex
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from glmfuse import Report, Target
-from glmfuse.capture import capture_model
+from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.launch import npu
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.target import kernel_of
-from glmfuse.lowering.rehearse import rehearsed
+from glmfuse.lowering.rehearse import Rehearsal
 from tests.offline_ascend.standin.log import record
-from tests.support.graphs import run_stages
 from tests.support.jit import FakeJit
-
-OPTIONS = {"pattern_fusion_pass": False}
 
 
 def activated(gate: Tensor, up: Tensor) -> Tensor:
@@ -33,7 +29,7 @@ def activated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def jit(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJit]:
+def jit(monkeypatch: pytest.MonkeyPatch) -> FakeJit:
     """SwiGLU, and whether its launch fell into a capture."""
     made = FakeJit(activated, lambda *_: torch.npu.is_current_stream_capturing())
     building = ModuleType("glmfuse.lowering.pypto.build")
@@ -49,23 +45,10 @@ def layers(gate: Tensor, up: Tensor) -> Tensor:
     return torch.nn.functional.silu(first) * up
 
 
-def compiled(function: Callable[..., Any], report: Report, *, rehearse: bool) -> Any:
+def compiled(report: Report) -> Any:
     target = Target("launched", {"swiglu": kernel_of(KERNELS["swiglu"])})
-
-    def compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        run_stages(gm, targets=(target,), report=report)
-        call = npugraph_ex.compile_fx(gm, list(example_inputs), dict(OPTIONS))
-
-        def boxed(args: list[Any]) -> Any:
-            return call(*args)
-
-        boxed._boxed_call = True  # type: ignore[attr-defined]
-        return rehearsed(gm, boxed) if rehearse else boxed
-
-    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return capture_model(gm, example_inputs, compiler, compiler)
-
-    return torch.compile(function, backend=backend, fullgraph=True)
+    options = {"engine": "npugraph_ex", "targets": (target,), "report": report, "expect": {"swiglu": 2}}
+    return torch.compile(layers, backend="glmfuse", options=options, fullgraph=True)
 
 
 def drawn(rows: int) -> tuple[Tensor, Tensor]:
@@ -87,7 +70,7 @@ def test_rehearsed_captured_replayed_and_captured_again(
     jit: FakeJit, dynamic: bool, calls: Sequence[tuple[int, bool]]
 ) -> None:
     report = Report()
-    run = compiled(layers, report, rehearse=True)
+    run = compiled(report)
     for rows, is_new in calls:
         gate, up = drawn(rows)
         jit.observed.clear()
@@ -97,12 +80,23 @@ def test_rehearsed_captured_replayed_and_captured_again(
         assert jit.observed == ([False, True, True] if is_new else [])
         assert seen.captures == is_new
         assert seen.replays == 1
-    (graph,) = report.graphs
-    assert graph.count("chosen")["swiglu"] == 2
+    assert len(report.graphs) == 1
 
 
-def test_without_a_rehearsal_the_first_launch_falls_into_the_capture(jit: FakeJit) -> None:
+def test_without_a_rehearsal_the_first_launch_falls_into_the_capture(
+    jit: FakeJit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """npugraph_ex runs nothing before it captures: this is why there are rehearsals."""
+    monkeypatch.setattr(Rehearsal, "run", lambda rehearsal, sizes: None)
     gate, up = drawn(4)
-    with pytest.raises(Exception, match="first launch compiles"):
-        compiled(layers, Report(), rehearse=False)(gate.npu(), up.npu())
+    with pytest.raises(KernelError, match="first launch compiles"):
+        compiled(Report())(gate.npu(), up.npu())
+
+
+def test_forced_to_be_eager_it_captures_nothing_and_rehearses_nothing(jit: FakeJit) -> None:
+    target = Target("launched", {"swiglu": kernel_of(KERNELS["swiglu"])})
+    options = {"engine": "npugraph_ex", "targets": (target,), "engine_options": {"force_eager": True}}
+    gate, up = drawn(4)
+    found = torch.compile(layers, backend="glmfuse", options=options)(gate.npu(), up.npu())
+    assert torch.equal(found.cpu(), activated(activated(gate, up), up))
+    assert jit.observed == [False, False]

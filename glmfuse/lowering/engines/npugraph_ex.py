@@ -19,6 +19,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from glmfuse.ascend import installed
 from glmfuse.ascend.versions import engines_of
 from glmfuse.lowering.engines.engine import Engine, Handoff, check_options
+from glmfuse.lowering.rehearse import Rehearsal
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -39,7 +40,9 @@ def _compile(handoff: Handoff) -> Callable[..., Any]:
     for place in handoff.static:
         handoff.inputs[place]._torchair_is_parameter = True  # its address is part of the capture: no copy each call
     _propagate(handoff)
-    return make_boxed_func(npugraph_ex.compile_fx(handoff.graph_module, list(handoff.inputs), options))
+    rehearsal = Rehearsal.of(handoff.graph_module)
+    compiled = make_boxed_func(npugraph_ex.compile_fx(handoff.graph_module, list(handoff.inputs), options))
+    return compiled if options.get("force_eager") else rehearsal.before(compiled)  # it captures at the first call
 
 
 def _propagate(handoff: Handoff) -> None:

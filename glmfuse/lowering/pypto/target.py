@@ -55,8 +55,11 @@ def _run(kernel: PyptoKernel) -> Callable[..., Any]:
 
 def _supports(kernel: PyptoKernel) -> Callable[[Request], str | None]:
     def supports(request: Request) -> str | None:
-        if any(layout.device.type not in ("cpu", "npu") for layout in request.tensors.values()):
+        devices = {layout.device.type for layout in request.tensors.values()}
+        if not devices <= {"cpu", "npu"}:
             return "PyPTO runs on Ascend NPUs, and in its interpreter on a CPU"
+        if "cpu" in devices and has_npu():
+            return "there is an NPU, and tensors are on the CPU, where kernels are only interpreted"
         return kernel.limits(ASCEND_910B, request)
 
     return supports
