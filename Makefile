@@ -22,7 +22,7 @@ test: $(VENV)/installed $(OLDEST)/installed
 # get in each other's way, so each has a process of its own.
 OFFLINE := CANN_STAND_INS=$(STAND_INS) TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(ASCEND)/bin/python
 test-ascend: $(STAND_INS)/stand_ins.json
-	$(OFFLINE) -m pytest tests/offline_ascend --ignore tests/offline_ascend/ge
+	$(OFFLINE) -m pytest -n 2 tests/offline_ascend --ignore tests/offline_ascend/ge
 	$(OFFLINE) -m pytest tests/offline_ascend/ge
 
 lint: $(VENV)/installed

@@ -19,6 +19,7 @@ import pytest
 from glmfuse.ascend import installed
 from tests.test_ascend_installed import link
 
+SETTINGS = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "ASCEND_HOME_PATH")
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,7 +27,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run(*arguments: str, path: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command of glmfuse in a process of its own, with a folder of packages before all others."""
     folders = [str(path)] if path is not None else []
-    given = {name: value for name, value in os.environ.items() if name != "TORCH_DEVICE_BACKEND_AUTOLOAD"}
+    given = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     given["PYTHONPATH"] = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "glmfuse.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**given, **environment})
@@ -52,7 +53,7 @@ def torch_npu(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_a_cpu_is_usable() -> None:
-    done = run("doctor", ASCEND_HOME_PATH="")
+    done = run("doctor")
     assert done.returncode == 0, done.stderr
     assert "  engine        inductor\n" in done.stdout
     assert done.stdout.endswith("usable: yes\n")
@@ -61,7 +62,7 @@ def test_a_cpu_is_usable() -> None:
 @pytest.mark.skipif(installed.torch_npu_version() is not None, reason="the README has the output without torch_npu")
 def test_the_readme_has_what_it_prints() -> None:
     shown = (ROOT / "README.md").read_text().partition("$ glmfuse doctor\n")[2].partition("```")[0]
-    printed = run("doctor", ASCEND_HOME_PATH="").stdout
+    printed = run("doctor").stdout
     assert re.sub(r"\d+\.\d+\.\d+\S*", "VERSION", printed) == re.sub(r"\d+\.\d+\.\d+\S*", "VERSION", shown)
 
 
@@ -136,5 +137,11 @@ def test_cann_is_found_and_its_version_read(tmp_path: Path) -> None:
     info.write_text("package_name=Ascend-cann-toolkit\nversion=8.3.RC1\ninnerversion=V100R001C23\n")
     assert "  CANN          8.3.RC1\n" in run("doctor", ASCEND_HOME_PATH=str(tmp_path)).stdout
     gone = run("doctor", ASCEND_HOME_PATH=str(tmp_path / "gone"))
-    assert "ASCEND_HOME_PATH names" in gone.stdout
-    assert "which is no folder" in gone.stdout
+    assert f"ASCEND_HOME_PATH names '{tmp_path / 'gone'}', which is no folder" in gone.stdout
+
+
+def test_torch_npu_with_a_cann_that_is_gone(torch_npu: Callable[..., Path]) -> None:
+    path = torch_npu("2.13.0", "raise Exception('ASCEND_HOME_PATH : /gone does not exist')", lacks=False)
+    done = run("doctor", path=path, ASCEND_HOME_PATH="/gone")
+    assert done.returncode == 1
+    assert "torch_npu 2.13.0 cannot be imported: ASCEND_HOME_PATH names '/gone', which is no folder" in done.stdout

@@ -15,13 +15,19 @@ def home() -> Path | None:
     return Path(named) if named and Path(named).is_dir() else None
 
 
+def gone() -> str | None:
+    """Why the folder that is named is none, or None. torch_npu raises at its import then, and only then."""
+    if HOME not in os.environ or home() is not None:
+        return None
+    named = os.environ[HOME]
+    return f"{HOME} names {named!r}, which is no folder; source the set_env.sh of the CANN that is installed"
+
+
 def unavailable() -> str | None:
-    """Why CANN is not found, with what to do, or None. torch_npu raises at import where the folder is gone."""
+    """Why CANN is not found, with what to do, or None."""
     if home() is not None:
         return None
-    if named := os.environ.get(HOME):
-        return f"{HOME} names {named}, which is no folder; source the set_env.sh of the CANN that is installed"
-    return f"{HOME} is not set; install CANN (toolkit and kernels for your NPU), and source its set_env.sh"
+    return gone() or f"{HOME} is not set; install CANN (toolkit and kernels for your NPU), and source its set_env.sh"
 
 
 def version(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from glmfuse.ascend import cann
 from glmfuse.ascend.libraries import missing
 
 
@@ -26,13 +27,13 @@ def torch_version() -> str | None:
 
 def is_loaded() -> bool:
     """Whether torch_npu was imported into this process, wholly."""
-    return _npu() is not None
+    return npu() is not None
 
 
 def device_count() -> int:
     """NPUs that this process sees; 0 where torch_npu is not loaded, or asking fails."""
     try:
-        return int(_npu().device_count())
+        return int(npu().device_count())
     except Exception:  # what torch_npu or its driver raise here, is no device
         return 0
 
@@ -43,7 +44,7 @@ def soc_names() -> tuple[str, ...]:
     CANN names one SoC for a process (aclrtGetSocName), and torch_npu 2.13 gives that name to every device.
     """
     try:
-        return tuple(str(_npu().get_device_name(index)) for index in range(device_count()))
+        return tuple(str(npu().get_device_name(index)) for index in range(device_count()))
     except Exception:  # as above
         return ()
 
@@ -90,7 +91,9 @@ def mispaired() -> str | None:
 
 
 def without_cann() -> str | None:
-    """Which of CANN's libraries the installed torch_npu would not find, or None."""
+    """What of CANN the installed torch_npu would not find, and fail to be imported without, or None."""
+    if (reason := cann.gone()) is not None:
+        return f"torch_npu {torch_npu_version()} cannot be imported: {reason}"
     if (library := _library()) is None or not (names := missing(library)):
         return None
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -112,8 +115,8 @@ def _not_loaded(build: str) -> str:
     )
 
 
-def _npu() -> Any:
-    """`torch.npu`, where torch_npu has put it; an import that failed leaves no `torch_npu` behind."""
+def npu() -> Any:
+    """`torch.npu`, where torch_npu has put it, or None; an import that failed leaves no `torch_npu` behind."""
     return getattr(sys.modules.get("torch"), "npu", None) if sys.modules.get("torch_npu") else None
 
 

@@ -15,6 +15,9 @@ from glmfuse.matching.register import reference_function
 _KEYS = ("CompositeExplicitAutograd", "PrivateUse1")
 """A kernel is the same on every device. Ascend's engines look for one that is registered for theirs, PrivateUse1."""
 
+COMPILING: set[OpOverload] = set()
+"""Ops whose kernel compiles at its first call for some shapes; that call must not fall into a capture."""
+
 _LIBRARIES: dict[str, torch.library.Library] = {}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx
 
 from glmfuse.canonicalize import typed
-from glmfuse.canonicalize.memory import is_kept, origin
-from glmfuse.canonicalize.schema import is_pure, is_write, written_arguments
+from glmfuse.canonicalize.memory import is_kept, origin, written_by
+from glmfuse.canonicalize.schema import is_pure, is_write
 
 
 def share(graph: fx.Graph, made: Collection[fx.Node]) -> None:
@@ -48,5 +48,4 @@ def _typed(value: Any) -> Any:
 def _written(graph: fx.Graph) -> set[fx.Node]:
     """What lies under the tensors that the graph writes, and what these writes return."""
     writes = [node for node in graph.nodes if is_write(node)]
-    arguments = [write.args[index] for write in writes for index in written_arguments(write.target)]
-    return {*writes, *(origin(argument) for argument in arguments if isinstance(argument, fx.Node))}
+    return {*writes, *(origin(argument) for write in writes for argument in written_by(write))}

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 from torch._ops import OpOverload
 
-from glmfuse.lowering.ops import make_op
+from glmfuse.lowering.ops import COMPILING, make_op
 from glmfuse.matching.check import Site
 from glmfuse.matching.pattern import Pattern
 from glmfuse.matching.select import Gain, Request
@@ -35,12 +35,14 @@ class Kernel:
     out as the pattern function's. supports: None, or why the kernel does not take a site. gain: what
     fusing saves there. overwrites: it writes the argument that the pattern updates in place; it is given only
     sites where that is proven safe. Where it is inlined it returns that argument, elsewhere its result is not read.
+    compiles: it compiles at its first call for some shapes, so engines that capture call it once before.
     """
 
     fn: Callable[..., Any]
     supports_fn: Callable[[Request], str | None] = takes_all
     gain_fn: Callable[[Request], Gain] = saved_launches
     overwrites: bool = False
+    compiles: bool = False
 
     def supports(self, request: Request) -> str | None:
         """None when the kernel takes the site, otherwise the reason."""
@@ -91,7 +93,10 @@ class Target:
 
     def _make_op(self, pattern: Pattern, reference: OpOverload) -> OpOverload:
         kernel = self.kernels[pattern.name]
-        return make_op(self._namespace, pattern, reference, kernel.fn, overwrites=kernel.overwrites)
+        op = make_op(self._namespace, pattern, reference, kernel.fn, overwrites=kernel.overwrites)
+        if kernel.compiles:
+            COMPILING.add(op)
+        return op
 
 
 _TARGETS_MADE: Counter[str] = Counter()

@@ -7,6 +7,7 @@ import os
 collect_ignore_glob = [] if os.environ.get("CANN_STAND_INS") else ["*"]
 
 if os.environ.get("CANN_STAND_INS"):
-    from tests.offline_ascend.standin import device
+    from tests.offline_ascend.standin import device, vllm_ascend
 
     device.install()
+    vllm_ascend.install()

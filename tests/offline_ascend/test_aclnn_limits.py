@@ -98,6 +98,7 @@ MISSES: list[tuple[str, dict[str, Any], str]] = [
         "a mask of shape (2, 8, 5, 32)",
     ),
     ("eager_attention", attention(2, 8, 2, 5, 32, 64, bias=empty(2, 1, 1, 32)), "a bias of shape (2, 1, 1, 32)"),
+    ("cache_update", {**drawn("cache_update"), "cache": empty(2, 2, 9, 8, dtype=torch.int8)}, "dtype torch.int8"),
     ("paged_attention", paged(24), "blocks of 24 tokens, no multiple of 16"),
     ("paged_attention", paged(528), "tokens of a block 528 exceeds 512"),
     ("paged_attention", paged(512, 513), "cached tokens 262656 exceeds 262144"),

@@ -5,6 +5,7 @@ Proven of shapes, dtypes and strides: they are the wheel's. Of numbers nothing i
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -37,6 +38,21 @@ def test_every_reference_has_arguments() -> None:
         "npu_fused_infer_attention_score.out",
         "_npu_fused_infer_attention_score_get_max_workspace",
     }
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_the_reference_has_the_schemas_names_and_defaults(name: str) -> None:
+    """The dispatcher leaves out arguments that have their schema's default: a reference needs the same ones."""
+    packet, _, overload = name.partition(".")
+    schema = getattr(getattr(torch.ops.npu, packet), overload or "default")._schema
+    parameters = inspect.signature(REFERENCES[name].compute).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for argument in schema.arguments:
+        parameter = parameters.get(argument.name)
+        assert parameter is not None or open_ended, argument.name
+        if parameter is not None and argument.has_default_value():
+            mine = parameter.default
+            assert (list(mine) if isinstance(mine, tuple) else mine) == argument.default_value, argument.name
 
 
 @pytest.mark.parametrize("name", sorted(set(ARGUMENTS) - WITHOUT_META))

@@ -1,4 +1,4 @@
-"""Kernels that fail, and one that is none, for the tests of what runs them."""
+"""Kernels that fail, for the tests of what runs them."""
 
 from typing import Any
 
@@ -19,13 +19,3 @@ def build_too_wide(width: int) -> Any:
 def build_raising() -> Any:
     """Fails before there is a kernel."""
     raise ValueError("no such kernel")
-
-
-def build_doubling(by: int) -> Any:
-    """What a jit function is on an NPU, as far as its caller sees: inputs, then outputs that it fills."""
-
-    def doubling(x: Any, y: Any) -> None:
-        assert x.is_contiguous()
-        y.copy_(x * by)
-
-    return doubling

@@ -22,7 +22,7 @@ from glmfuse.lowering.pypto import kernels, target
 from glmfuse.lowering.pypto.checking import check, distance
 from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
 from glmfuse.lowering.pypto.family import arguments, geometry
-from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, interpret, launch_on_npu, request_of
+from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, interpret, request_of
 from glmfuse.lowering.pypto.process import KernelRef, Mode, Request, run
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.timing import Simulator
@@ -209,16 +209,6 @@ def test_by_default_the_interpreter_is_left_alone() -> None:
     report = Report()
     torch.compile(torch.nn.SiLU(), backend="glmfuse", options={"engine": "eager", "report": report})(torch.randn(2, 4))
     assert any("there is no NPU" in note for note in report.notes)
-
-
-def test_a_launch_on_an_npu_fills_fresh_outputs_of_its_device() -> None:
-    """On a CPU, with a stand-in for the jit function: PyPTO's own launch is not run here."""
-    kernel = KernelRef.of("tests.pypto.broken:build_doubling", by=3)
-    x = torch.randn(4, 2).t()
-    launch = Launch(kernel, (x,), (((2, 4), torch.float32),), lambda made: made[0].view(-1))
-    assert torch.equal(launch_on_npu(launch), (3 * x).reshape(-1))
-    empty = replace(launch, inputs=(x[:0],), outputs=(((0, 4), torch.float32),))
-    assert launch_on_npu(empty).shape == (0,)
 
 
 def test_without_pypto_the_target_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from glmfuse.ascend import cann
 from glmfuse.ascend.installed import has_npu
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.gain import gain
-from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret, launch_on_npu
+from glmfuse.lowering.pypto.launch.launch import PyptoKernel, interpret
+from glmfuse.lowering.pypto.launch.npu import launch_on_npu
 from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.target import Kernel, Target
 from glmfuse.matching.select import Request
@@ -26,7 +28,10 @@ def unavailable() -> str | None:
         return "PyPTO 0.2.0 has no wheel for Python 3.13 and later; use Python 3.11 or 3.12"
     if importlib.util.find_spec("pypto") is None:
         return "PyPTO is not installed; install it with: pip install 'glmfuse[pypto]'"
-    missing = [package for tool, package in _TOOLS if shutil.which(tool) is None and not has_npu()]
+    if has_npu():
+        reason = cann.unavailable()
+        return reason and f"without CANN, PyPTO simulates even where there is an NPU: {reason}"
+    missing = [package for tool, package in _TOOLS if shutil.which(tool) is None]
     return f"its interpreter needs {' and '.join(missing)}; install them" if missing else None
 
 
@@ -37,7 +42,7 @@ def not_by_default() -> str | None:
 
 def kernel_of(kernel: PyptoKernel) -> Kernel:
     """A PyPTO kernel as any target may hold it: launched on an NPU, interpreted elsewhere."""
-    return Kernel(_run(kernel), _supports(kernel), partial(gain, spared=kernel.spared))
+    return Kernel(_run(kernel), _supports(kernel), partial(gain, spared=kernel.spared), compiles=True)
 
 
 def _run(kernel: PyptoKernel) -> Callable[..., Any]:

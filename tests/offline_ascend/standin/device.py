@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.offline_ascend.standin import StandInError, capture
+from tests.offline_ascend.standin import StandInError, capture, formats
 from tests.offline_ascend.standin.kernel import Kernel
 from tests.offline_ascend.standin.references import REFERENCES
 from tests.offline_ascend.standin.references.reference import Reference
@@ -32,6 +32,9 @@ def install() -> int:
     capture.install()
     for name, reference in REFERENCES.items():
         register(f"npu::{name}", reference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        formats.install(_library("npu"))
     aten = _library("aten")
     overloads = [overload for overload in map(_overload, _names("aten::")) if overload and _computes(overload)]
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from tests.offline_ascend.standin import StandInError
 from tests.offline_ascend.standin.capture import RECORDER
 from tests.offline_ascend.standin.log import recordings
 from tests.offline_ascend.standin.memory import Host, Moved, Shapes, move
-from tests.offline_ascend.standin.overlap import check_overlap
+from tests.offline_ascend.standin.overlap import race
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,33 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Launch, or go onto the tape."""
         with torch.no_grad():
+            if race(self.overload, args, kwargs):
+                for log in recordings():
+                    log.races.append(str(self.overload))
             return self._record(args, kwargs) if RECORDER.recording else self._launch(args, kwargs)
 
     def _launch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         RECORDER.check_idle()
-        for log in recordings():
-            log.launched.append(str(self.overload))
+        noted(self.overload)
         host = move(Host(), "cpu", args, kwargs)
         result = self.compute(*host.args, **host.kwargs)
         host.resize()
         return host.result(result, stored)
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for log in recordings():
-            (log.captured if RECORDER.tape is not None else log.updated).append(str(self.overload))
+        noted(self.overload)
         _no_host_memory(self.overload, (args, kwargs))
-        check_overlap(self.overload, args, kwargs)
         meta = move(Shapes(), "meta", args, kwargs)
         result = meta.result(self.shapes(*meta.args, **meta.kwargs), allocated)
         RECORDER.add(_task(self.compute, move(Host(), "cpu", args, kwargs), result))
         return result
+
+
+def noted(overload: torch._ops.OpOverload) -> None:
+    """Tell the recordings what was asked: launched, captured, or the update of what was captured."""
+    for log in recordings():
+        place = log.captured if RECORDER.tape is not None else log.updated if RECORDER.recording else log.launched
+        place.append(str(overload))
 
 
 def _task(compute: Callable[..., Any], host: Moved, result: Any) -> Callable[[], None]:

@@ -15,6 +15,7 @@ class Log:
 
     `launched` ran at once; `captured` went onto a tape and run at each replay; `updated` took the place of captured
     ones, with other arguments. `copied` has the bytes of each plain copy within the device that no kernel makes.
+    `races` write elements that they read elsewhere, which torch_npu lets pass.
     `captures` leaves out those of nothing, by which npugraph_ex opens its memory pool. `allocated` is in bytes: every
     block that torch_npu's caching allocator handed out counts, whether or not it was given back.
     """
@@ -23,6 +24,7 @@ class Log:
     captured: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
     copied: list[int] = field(default_factory=list)
+    races: list[str] = field(default_factory=list)
     captures: int = 0
     replays: int = 0
     allocated: int = 0

@@ -63,7 +63,7 @@ def _launch(
         w_dtype=DTYPES[w.dtype],
     )
     inputs = (x, w, bias.to(torch.float32).view(1, experts))
-    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), tuple)
+    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), tuple, frozenset({1}))
 
 
 GATE_TOPK = PyptoKernel(_limits, _launch)

@@ -21,13 +21,15 @@ class Launch:
     """A kernel with the tensors that it is called with.
 
     inputs: contiguous, in the kernel's order. outputs: shape and dtype of each. finish: from the kernel's
-    outputs to the pattern's, reshaped and laid out as the pattern function's.
+    outputs to the pattern's, reshaped and laid out as the pattern function's. matrices: places of the inputs that
+    the kernel reads by matrix products alone; on an NPU these may lie in NZ.
     """
 
     kernel: KernelRef
     inputs: tuple[Tensor, ...]
     outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     finish: Callable[[tuple[Tensor, ...]], Result]
+    matrices: frozenset[int] = frozenset()
 
     @property
     def is_empty(self) -> bool:
@@ -56,20 +58,6 @@ def interpret(launch: Launch, mode: Mode = Mode.INTERPRET) -> Result:
     if launch.is_empty:
         return launch.finish(tuple(torch.empty(shape, dtype=dtype) for shape, dtype in launch.outputs))
     return launch.finish(checked(run(request_of(launch, mode)), launch, mode).tensors)
-
-
-def launch_on_npu(launch: Launch) -> Result:
-    """Launch on the current stream of the NPU that the inputs are on; PyPTO compiles at a kernel's first call.
-
-    Written against pypto 0.2.0's API, and never run on an NPU.
-    """
-    from glmfuse.lowering.pypto.build import build  # imports pypto, which no other process should
-
-    device = launch.inputs[0].device
-    outputs = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype in launch.outputs)
-    if not launch.is_empty:
-        build(launch.kernel)(*(tensor.detach().contiguous() for tensor in launch.inputs), *outputs)
-    return launch.finish(outputs)
 
 
 def request_of(launch: Launch, mode: Mode, *, trace: bool = False) -> Request:

@@ -44,7 +44,8 @@ def _launch(chip: Chip, x: Tensor, w: Tensor, b: Tensor | None) -> Launch:
     )
     bias = () if b is None else (b.view(1, out),)
     shape = (*x.shape[:-1], out)
-    return Launch(kernel, (flat, w, *bias), (((tokens, out), x.dtype),), lambda made: made[0].view(shape))
+    outputs = (((tokens, out), x.dtype),)
+    return Launch(kernel, (flat, w, *bias), outputs, lambda made: made[0].view(shape), frozenset({1}))
 
 
 LINEAR = PyptoKernel(_limits, _launch)

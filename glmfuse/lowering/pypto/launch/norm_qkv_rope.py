@@ -82,7 +82,7 @@ def _launch(
         cube=cube_tile(chip, block, hidden, sum(counts) * head_dim, x.element_size(), slices=2),
         dtype=DTYPES[x.dtype],
     )
-    nothing = x.new_zeros(1, 16)  # for what this variant does not have, and its kernel does not read
+    nothing = w_norm.view(1, hidden)  # for what this variant does not have, and its kernel does not read
     weights = [w_q if weight is None else weight for weight in (w_q, w_k, w_v)]
     biases = [nothing if bias is None else bias.view(1, -1) for bias in (b_q, b_k, b_v)]
     gains = [nothing if gain is None else gain.view(1, 1, head_dim) for gain in (w_q_norm, w_k_norm)]
@@ -98,7 +98,8 @@ def _launch(
 
     inputs = (*flat, w_norm.view(1, hidden), *weights, *biases, *gains, *angles)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
-    return Launch(kernel, inputs, tuple(outputs), finish)
+    first = len(flat) + 1
+    return Launch(kernel, inputs, tuple(outputs), finish, frozenset(range(first, first + len(weights))))
 
 
 NORM_QKV_ROPE = PyptoKernel(_limits, _launch)

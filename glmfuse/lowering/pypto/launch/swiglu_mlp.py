@@ -46,7 +46,9 @@ def _launch(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, w_down: 
         dtype=DTYPES[x.dtype],
     )
     shape = (*x.shape[:-1], out)
-    return Launch(kernel, (flat, *weights, w_down), (((len(flat), out), x.dtype),), lambda made: made[0].view(shape))
+    inputs = (flat, *weights, w_down)
+    matrices = frozenset(range(1, len(inputs)))
+    return Launch(kernel, inputs, (((len(flat), out), x.dtype),), lambda made: made[0].view(shape), matrices)
 
 
 SWIGLU_MLP = PyptoKernel(_limits, _launch)

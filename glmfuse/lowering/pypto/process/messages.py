@@ -47,13 +47,17 @@ class KernelRef:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One run: the kernel's inputs in order, then an output of each (shape, dtype)."""
+    """One run: the kernel's inputs in order, then an output of each (shape, dtype).
+
+    nz: places of inputs that are matrices in NZ, their numbers already in that order.
+    """
 
     kernel: KernelRef
     mode: Mode
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     trace: bool = False
+    nz: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

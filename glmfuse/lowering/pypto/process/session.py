@@ -32,7 +32,22 @@ def _set_up_verification(tensors: Any) -> None:
         pypto_impl.SetVerifyData(entry._pto_to_tensor_data(tensors), [], _pto_verify_datas.get_data())
 
 
+_CONVERT = entry.JitCallableWrapper._convert_tensors_with_metadata
+_NZ: set[int] = set()
+"""Places of the inputs in NZ, of the run under way: of tensors on a CPU, PyPTO takes none to be."""
+
+
+def _convert(tensors: Any, definitions: Any) -> Any:
+    """With the formats that the tensors would have on an NPU."""
+    made = _CONVERT(tensors, definitions)
+    for place in _NZ:
+        name, form = definitions[place].name, pypto.TileOpFormat.TILEOP_NZ
+        made[place] = pypto.from_torch(tensors[place], name, tensor_format=form, dtype=made[place].dtype)
+    return made
+
+
 entry.JitCallableWrapper._setup_verify_data = staticmethod(_set_up_verification)
+entry.JitCallableWrapper._convert_tensors_with_metadata = staticmethod(_convert)
 
 
 def execute(kernel: Any, request: Request, cache_folder: Path) -> Outcome:
@@ -49,6 +64,7 @@ def execute(kernel: Any, request: Request, cache_folder: Path) -> Outcome:
         "pass_verify_pass_filter": ["all"] if request.mode is Mode.VERIFY else [],
     }
     started = passes.mark()
+    _NZ.update(request.nz)
     try:
         if numerics:
             calculator.load(cache_folder)
@@ -57,6 +73,7 @@ def execute(kernel: Any, request: Request, cache_folder: Path) -> Outcome:
         kernel(*arguments)
         return _read(folder, request, outputs, started)
     finally:
+        _NZ.clear()
         shutil.rmtree(folder, ignore_errors=True)
 
 
