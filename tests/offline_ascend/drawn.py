@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,29 +9,25 @@ import torch
 from torch import Tensor
 
 from glmfuse.matching.pattern import Variant
+from tests.offline_ascend.arguments import Draw as OperatorDraw
 
 _EPS = 1e-5
 Arguments = dict[str, Any]
 
 
-class Draw:
-    """Sizes and numbers of one seed."""
+class Draw(OperatorDraw):
+    """Sizes and numbers of one seed, for a variant of a pattern in a dtype."""
 
     def __init__(self, seed: int, dtype: torch.dtype, variant: Variant) -> None:
-        self.numbers = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        super().__init__(seed)
         self.dtype = dtype
         self.flags = dict(variant.flags)
         self.absent = variant.absent
         self.sizes = dict(variant.sizes)
 
-    def size(self, least: int, most: int, step: int = 1) -> int:
-        """A multiple of the step within these bounds."""
-        return self.numbers.randrange(least, most + 1, step)
-
     def values(self, *shape: int, scale: float = 1.0, around: float = 0.0, wide: bool = False) -> Tensor:
         """Normal numbers of the model's dtype, or of fp32."""
-        drawn = torch.randn(*shape, generator=self.generator) * scale + around
+        drawn = self.normal(*shape, dtype=torch.float32) * scale + around
         return drawn if wide else drawn.to(self.dtype)
 
     def weight(self, *shape: int) -> Tensor:
@@ -59,7 +54,7 @@ def _rotary(draw: Draw) -> Arguments:
     """Heads as a layer has them: projected for each token, then transposed."""
     batch, heads, tokens = draw.size(1, 3), draw.size(1, 8), draw.size(1, 9)
     turned, rest = 2 * draw.size(1, 16), draw.sizes.get("P", draw.size(1, 16))
-    rows = 1 if draw.flags["interleaved"] else draw.numbers.choice((1, batch))
+    rows = 1 if draw.flags["interleaved"] else draw.pick(1, batch)
     angle = draw.values(rows, 1, tokens, turned, scale=3.0, wide=True)
     x = draw.values(batch, tokens, heads, turned + rest).transpose(1, 2)
     return {"x": x, "cos": angle.cos().to(draw.dtype), "sin": angle.sin().to(draw.dtype), **draw.flags}
@@ -103,7 +98,7 @@ def _choice(draw: Draw) -> Arguments:
         "top_k": draw.size(1, chosen * each),
         "n_group": groups,
         "topk_group": chosen,
-        "scale": draw.numbers.uniform(0.5, 3.0),
+        "scale": draw.random.uniform(0.5, 3.0),
         **draw.flags,
     }
 
@@ -116,7 +111,7 @@ def _route_topk(draw: Draw) -> Arguments:
 def _heads(draw: Draw, queries: int) -> Arguments:
     """Queries contiguous as rotary leaves them, keys of a cache, values as they are projected."""
     batch, kv_heads, group = draw.size(1, 3), draw.size(1, 4), draw.size(1, 4)
-    tokens, width = draw.size(queries, 40), draw.size(16, 64, 16)
+    tokens, width = draw.size(queries, 40), draw.size(1, 4, by=16)
     return {
         "q": draw.values(batch, kv_heads * group, queries, width),
         "k": draw.values(batch, kv_heads, tokens, width),
@@ -125,30 +120,34 @@ def _heads(draw: Draw, queries: int) -> Arguments:
     }
 
 
+def _queries(draw: Draw, several: bool = False) -> int:
+    many = draw.size(2, 9)
+    return draw.sizes.get("S", many if several else draw.pick(1, many))
+
+
 def _attention(draw: Draw) -> Arguments:
     causal, masked = draw.flags["causal"], "mask" not in draw.absent
-    heads = _heads(draw, draw.size(2, 9) if causal else draw.numbers.choice((1, draw.size(2, 9))))
+    heads = _heads(draw, _queries(draw, several=causal))
     (batch, _, queries, _), tokens = heads["q"].shape, heads["k"].shape[2]
-    mask = draw.values(draw.numbers.choice((1, batch)), 1, queries, tokens, wide=True) > 0
-    mask[..., 0] = True
+    mask = ~draw.hidden(draw.pick(1, batch), 1, queries, tokens)
     return {**heads, "mask": mask if masked else None, **draw.flags}
 
 
 def _eager_attention(draw: Draw) -> Arguments:
-    heads = _heads(draw, draw.numbers.choice((1, draw.size(2, 9))))
+    heads = _heads(draw, _queries(draw))
     (batch, _, queries, _), tokens = heads["q"].shape, heads["k"].shape[2]
-    bias = draw.values(draw.numbers.choice((1, batch)), 1, queries, tokens)
+    bias = draw.values(draw.pick(1, batch), 1, queries, tokens)
     bias[..., 1::3] = torch.finfo(draw.dtype).min
     return {**heads, **draw.unless_absent(bias=bias)}
 
 
 def _paged_attention(draw: Draw) -> Arguments:
     """Blocks in any order; the first sequence fills its blocks, the second has one token."""
-    sequences, kv_heads, width = draw.size(2, 4), draw.size(1, 3), draw.size(16, 48, 16)
-    block, each = draw.size(16, 32, 16), draw.size(1, 3)
+    sequences, kv_heads, width = draw.size(2, 4), draw.size(1, 3), draw.size(1, 3, by=16)
+    block, each = draw.size(1, 2, by=16), draw.size(1, 3)
     blocks = sequences * each + 2
-    table = torch.randperm(blocks, generator=draw.generator)[: sequences * each].int().view(sequences, each)
-    lengths = torch.randint(1, block * each + 1, (sequences,), generator=draw.generator, dtype=torch.int32)
+    table = draw.distinct(sequences * each, blocks, torch.int32).view(sequences, each)
+    lengths = draw.ints(1, block * each + 1, sequences, dtype=torch.int32)
     lengths[:2] = torch.tensor([block * each, 1])
     return {
         "q": draw.values(sequences, kv_heads * draw.size(1, 4), width),
@@ -162,18 +161,18 @@ def _paged_attention(draw: Draw) -> Arguments:
 
 def _cache_update(draw: Draw) -> Arguments:
     """Some rows of a cache, in any order."""
-    batch, kv_heads, width, places = draw.size(1, 3), draw.size(1, 4), draw.size(8, 32, 8), draw.size(4, 30)
+    batch, kv_heads, width, places = draw.size(1, 3), draw.size(1, 4), draw.size(1, 4, by=8), draw.size(4, 30)
     rows = draw.size(1, places)
     return {
         "cache": draw.values(batch, kv_heads, places, width),
-        "positions": torch.randperm(places, generator=draw.generator)[:rows],
+        "positions": draw.distinct(rows, places, torch.int64),
         "rows": draw.values(batch, rows, kv_heads, width).transpose(1, 2),
     }
 
 
 def _grouped_mlp(draw: Draw) -> Arguments:
-    batch, tokens, experts = draw.size(1, 3), draw.size(1, 9), draw.size(2, 8)
-    hidden, width, active = draw.size(16, 64, 8), draw.size(8, 48, 8), draw.size(1, experts)
+    batch, tokens, experts = draw.size(1, 3), draw.sizes.get("S", draw.size(1, 9)), draw.size(2, 8)
+    hidden, width, active = draw.size(2, 8, by=8), draw.size(1, 6, by=8), draw.size(1, experts)
     scores = draw.values(batch * tokens, experts, wide=True)
     return {
         "x": draw.values(batch, tokens, hidden),
@@ -187,7 +186,7 @@ def _grouped_mlp(draw: Draw) -> Arguments:
 def _moe(draw: Draw) -> Arguments:
     choice = _choice(draw)
     batch, tokens, experts = draw.size(1, 3), draw.size(1, 9), len(choice["bias"])
-    hidden, width, shared = draw.size(16, 64, 8), draw.size(8, 48, 8), draw.size(4, 40)
+    hidden, width, shared = draw.size(2, 8, by=8), draw.size(1, 6, by=8), draw.size(4, 40)
     return {
         "x": draw.values(batch, tokens, hidden),
         "w_router": draw.weight(experts, hidden),

@@ -17,15 +17,19 @@ from glmfuse.matching.pattern import Variant
 from glmfuse.matching.select import Request
 from glmfuse.options import LAUNCH_US
 from glmfuse.patterns import BY_NAME
+from tests.offline_ascend.drawn import arguments
 
 NPU = torch.device("npu", 0)
-VARIANTS = [
-    pytest.param(name, variant, id=f"{name}-{variant}")
-    for name in KERNELS
-    for variant in variants(BY_NAME[name])
-    if not variant.spelling and not variant.dtypes and dict(variant.flags).get("renormalize", True)
-]
-"""The patterns that `aclnn` has kernels for, in each variant that these take in bf16."""
+
+
+def _variants(name: str) -> list[Variant]:
+    """How a pattern is called, in its own spelling and the model's dtype."""
+    return [found for found in variants(BY_NAME[name]) if not found.spelling and not found.dtypes]
+
+
+def taken(name: str, variant: Variant, dtype: torch.dtype) -> bool:
+    """Whether the kernel of `aclnn` takes what is drawn for this variant."""
+    return KERNELS[name].limits(request_of(name, variant, arguments(name, variant, dtype, 0))) is None
 
 
 def called(pattern: str, scalars: Mapping[str, Any]) -> Callable[..., tuple[Tensor, ...]]:
@@ -67,3 +71,8 @@ def request_of(
 def _layouts(values: Mapping[str, Any]) -> dict[str, Layout]:
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return {name: Layout(tuple(t.shape), t.stride(), t.dtype, NPU) for name, t in tensors.items()}
+
+
+ALL = [(name, variant) for name in KERNELS for variant in _variants(name)]
+VARIANTS = [pytest.param(*each, id=f"{each[0]}-{each[1]}") for each in ALL if taken(*each, torch.bfloat16)]
+"""Patterns that `aclnn` has kernels for, in each variant; and those that the kernels take in bf16."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glmfuse.backend import fusion_for
 from glmfuse.lowering.aclnn import device
 from glmfuse.lowering.aclnn.kernel import AclnnKernel, kernel_of
 from glmfuse.lowering.aclnn.registry import KERNELS
@@ -16,7 +17,7 @@ from glmfuse.matching.examples import variants
 from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import Variant
 from glmfuse.matching.select import Gain
-from glmfuse.options import LAUNCH_US
+from glmfuse.options import LAUNCH_US, Options
 from glmfuse.patterns import BY_NAME
 from tests.offline_ascend.drawn import arguments
 from tests.offline_ascend.sites import request_of, trace_of
@@ -117,6 +118,15 @@ def test_a_near_miss_is_refused_with_its_reason(name: str, values: dict[str, Any
     assert reason in str(ACLNN.kernels[name].supports(request_of(name, Variant(), values)))
 
 
+def test_a_result_that_lies_otherwise_is_refused_where_the_kernel_is_traced() -> None:
+    """The operator lays whole heads of [tokens, heads, width] out in that order, and the pattern as it finds them."""
+    values = rotary(empty(4, 5, 32).transpose(0, 1), empty(5, 1, 32), False)
+    variant = variant_of("rotary", "interleaved=False, P=0")
+    assert KERNELS["rotary"].limits(request_of("rotary", variant, values)) is None
+    found = trace_of("rotary", variant, values).of(KERNELS["rotary"].fn)
+    assert found == "it returns torch.bfloat16 of shape (5, 4, 32) and strides (128, 32, 1) on npu:0"
+
+
 @pytest.mark.parametrize("name", ["attention", "eager_attention", "paged_attention"])
 def test_attention_takes_no_fp32(name: str) -> None:
     variant = next(variants(BY_NAME[name]))
@@ -124,9 +134,8 @@ def test_attention_takes_no_fp32(name: str) -> None:
     assert reason == "dtype torch.float32 is none of torch.bfloat16, torch.float16"
 
 
-def test_every_limit_of_the_misses_is_met_by_what_is_drawn() -> None:
-    for name in KERNELS:
-        assert any(missed == name for missed, _, _ in MISSES)
+def test_every_kernel_has_a_near_miss() -> None:
+    assert {name for name, _, _ in MISSES} == set(KERNELS)
 
 
 def test_tensors_of_another_device_are_refused() -> None:
@@ -141,6 +150,11 @@ def test_an_operator_that_the_build_lacks_is_named() -> None:
     kernel = AclnnKernel(lambda: None, ("npu_rms_norm", "npu_absent"), lambda _: None, KERNELS["rms_norm"].gain)
     request = request_of("rms_norm", Variant(), drawn("rms_norm"))
     assert kernel_of(kernel).supports(request) == "this build of torch_npu has no npu_absent"
+
+
+def test_by_default_it_comes_before_aten() -> None:
+    names = [target.name for target in fusion_for(Options.parse({})).targets]
+    assert names.index("aclnn") < names.index("aten") < names.index("reference")
 
 
 def test_another_chip_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

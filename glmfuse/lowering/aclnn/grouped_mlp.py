@@ -51,7 +51,7 @@ def experts(
     )
     hidden = torch.ops.npu.npu_swiglu(_grouped(sorted_rows, w_gate_up, counts), -1)
     outputs = _grouped(hidden, w_down, counts)
-    shares = weights if rows.dtype != torch.float16 else weights.to(rows.dtype)
+    shares = weights if rows.dtype != torch.float16 else weights.to(rows.dtype)  # fp32 is taken beside bf16 alone
     result: Tensor = torch.ops.npu.npu_moe_finalize_routing(
         outputs, beside, None, None, shares, places, None, drop_pad_mode=_BY_TOKEN
     )
@@ -72,7 +72,10 @@ def _grouped(rows: Tensor, w: Tensor, counts: Tensor) -> Tensor:
 
 
 def _grouped_mlp(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
-    """Rounded after each product, after swiglu (the pattern rounds silu too) and after the fp32 sum."""
+    """Rounded after each product, after swiglu and after the fp32 sum; the pattern rounds silu too.
+
+    Beside fp16 rows the weights are rounded as well.
+    """
     rows = x.view(-1, x.shape[-1])
     return experts(rows, weights, ids.to(torch.int32), w_gate_up, w_down).view(x.shape)
 

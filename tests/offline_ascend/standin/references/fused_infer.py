@@ -122,9 +122,17 @@ def _batched(
         keys, values = ([pages.of(b, cache, n) for b, n in enumerate(of_key)] for cache in (key, value))
     else:
         whole = [layout_of(layout.split("_")[0]).split(each, kv_heads) for each in (key, value)]
+        _named(queries, heads, "num_heads")
+        _named(whole[0], kv_heads, "num_key_value_heads")
         of_key = _each(lengths[1], batch, whole[0].shape[2])
         keys, values = ([each[b, :, :n] for b, n in enumerate(of_key)] for each in whole)
     return [Part(b, queries[b, :, : of_query[b]], keys[b], values[b]) for b in range(batch)]
+
+
+def _named(heads: Tensor, count: int, name: str) -> None:
+    """A head axis has as many as are named: [batch, heads, tokens, dim]."""
+    if heads.shape[1] != count:
+        raise ValueError(f"{NAME}: {name} is {count}, and there are {heads.shape[1]} heads")
 
 
 def _each(lengths: Sequence[int] | None, batch: int, whole: int) -> list[int]:
