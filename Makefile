@@ -20,7 +20,7 @@ test: $(VENV)/installed $(OLDEST)/installed
 
 # torch_npu without CANN breaks `import torch`, so it has an environment of its own; torchair (ge) and npugraph_ex
 # get in each other's way, so each has a process of its own.
-OFFLINE := CANN_STAND_INS=$(STAND_INS) TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(ASCEND)/bin/python
+OFFLINE := OMP_NUM_THREADS=1 CANN_STAND_INS=$(STAND_INS) TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(ASCEND)/bin/python
 test-ascend: $(STAND_INS)/stand_ins.json
 	$(OFFLINE) -m pytest -n 2 tests/offline_ascend --ignore tests/offline_ascend/ge
 	$(OFFLINE) -m pytest tests/offline_ascend/ge

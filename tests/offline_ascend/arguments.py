@@ -137,6 +137,12 @@ def int4_weight(d: Draw) -> Call:
     return call(d.ints(-8, 8, d.size(1, 9), d.size(1, 9, by=8), dtype=torch.int32))
 
 
+def linear(d: Draw) -> Call:
+    rows, inputs, outputs = d.size(1, 20), d.size(1, 40), d.size(1, 30)
+    bias = d.pick(None, d.normal(outputs))
+    return call(d.normal(rows, inputs), d.normal(outputs, inputs), bias)
+
+
 def swiglu(d: Draw) -> Call:
     shape, dtype = _normed(d)
     return call(d.normal(*shape[:-1], 2 * shape[-1], dtype=dtype), d.pick(-1, len(shape) - 1))
@@ -197,6 +203,7 @@ ARGUMENTS: dict[str, Callable[[Draw], Call]] = {
     "npu_trans_quant_param": trans_quant_param,
     "npu_weight_quant_batchmatmul": weight_quant_batchmatmul,
     "npu_convert_weight_to_int4pack": int4_weight,
+    "npu_linear": linear,
     "npu_swiglu": swiglu,
     "npu_dequant_swiglu_quant": dequant_swiglu_quant,
     "npu_rotary_mul": rotary_mul,

@@ -269,3 +269,22 @@ def test_what_a_reference_does_not_take_is_refused_by_name() -> None:
         ops.npu_moe_token_permute(x, torch.tensor([0, 1]), padded_mode=True)
     with pytest.raises(Unsupported, match="does not take tid2eid"):
         ops.npu_moe_gating_top_k(x, 2, tid2eid=torch.zeros(1, 2, dtype=torch.int32))
+
+
+def test_fused_infer_attention_refuses_what_its_document_forbids() -> None:
+    q = torch.randn(2, 4, 3, 16)
+    given: dict[str, Any] = {"num_heads": 4, "input_layout": "BNSD"}
+    attend = ops.npu_fused_infer_attention_score
+    with pytest.raises(ValueError, match="one for all heads"):
+        attend(q, q, q, atten_mask=torch.zeros(2, 4, 3, 3, dtype=torch.bool), **given)
+    with pytest.raises(ValueError, match="sparse_mode 3 needs an atten_mask"):
+        attend(q, q, q, sparse_mode=3, **given)
+    with pytest.raises(ValueError, match="2 lengths for 3 sequences"):
+        attend(*(torch.randn(3, 4, 3, 16),) * 3, actual_seq_lengths_kv=[1, 2], **given)
+    with pytest.raises(ValueError, match="TND needs actual_seq_lengths"):
+        attend(q[0], q[0], q[0], num_heads=4, input_layout="TND")
+    pages = torch.zeros(2, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match="a paged cache is"):
+        attend(q, q, q, block_table=pages, block_size=128, actual_seq_lengths_kv=[1, 1], **given)
+    with pytest.raises(Unsupported, match="does not take query_rope"):
+        attend(q, q, q, query_rope=q, **given)

@@ -33,6 +33,7 @@ class Event(IntEnum):
     UPDATE_END = 8
     VALUE_WRITE = 9
     VALUE_WAIT = 10
+    DESTROY = 11
 
 
 # What a word in memory is waited for, by the number of the condition.
@@ -115,6 +116,8 @@ class Recorder:
                 for log in recordings():
                     log.replays += 1
                 self._run(self.tapes[subject], 0)
+            case Event.DESTROY:
+                self.tapes.pop(subject, None)
             case Event.COPY:
                 self._copied(subject, other, size)
             case Event.FILL:
@@ -127,7 +130,7 @@ class Recorder:
                 self._waits(Wait(subject, size, other))
 
     def _captured(self, handle: int) -> None:
-        tape, self.tape = self.tape or Tape(), None
+        tape, self.tape, self.group = self.tape or Tape(), None, None  # a capture that failed may leave a group open
         self.tapes[handle] = tape
         for log in recordings():
             log.captures += bool(tape.steps)

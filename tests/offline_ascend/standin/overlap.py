@@ -1,7 +1,8 @@
 """Writing to memory that the same operator reads elsewhere: torch_npu refuses some of it, and lets the rest pass.
 
 torch_npu looks at addresses before it launches, as torch does, and lets views pass that are not dense. Those run here
-in the CPU's order, which need not be a chip's, and are noted as races.
+in the CPU's order, which need not be a chip's, and are noted as races. Of dense views torch_npu lets `copy_` pass;
+here it is refused like the others, as the CPU's is.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ enum { GIB = 1 << 30, CUBE_CORES = 24, VECTOR_CORES = 48 };
 
 /* What happens is told to Python, which holds the tapes of captures (capture.py has the same numbers). */
 enum Event { CAPTURE_BEGIN, CAPTURE_END, REPLAY, COPY, FILL, GROUP_BEGIN, GROUP_END, UPDATE_BEGIN, UPDATE_END,
-             VALUE_WRITE, VALUE_WAIT };
+             VALUE_WRITE, VALUE_WAIT, DESTROY };
 typedef int (*Observer)(int event, Handle subject, const void *other, size_t size);
 static Observer observer;
 void stand_in_observe(Observer o) { observer = o; }
@@ -57,6 +57,7 @@ Status aclmdlRICaptureThreadExchangeMode(int *mode) {
     return OK;
 }
 Status aclmdlRIExecuteAsync(Handle model, Handle stream) { return tell(REPLAY, model, NULL, 0); }
+Status aclmdlRIDestroy(Handle model) { return tell(DESTROY, model, NULL, 0); }
 Status aclmdlRICaptureTaskGrpBegin(Handle stream) { return tell(GROUP_BEGIN, NULL, NULL, 0); }
 Status aclmdlRICaptureTaskGrpEnd(Handle stream, Handle *group) {
     *group = fresh();
@@ -177,7 +178,7 @@ NOTHING(aclrtSetOpWaitTimeout) NOTHING(aclrtSetOpExecuteTimeOut) NOTHING(aclrtSe
 NOTHING(aclrtSetStreamResLimit) NOTHING(aclrtDestroyStream) NOTHING(aclrtDestroyStreamForce)
 NOTHING(aclrtDestroyEvent) NOTHING(aclrtSynchronizeEvent) NOTHING(aclrtRecordEvent) NOTHING(aclrtResetEvent)
 NOTHING(aclrtStreamWaitEvent) NOTHING(aclrtPeekAtLastError) NOTHING(aclrtGetLastError)
-NOTHING(aclmdlRIDestroy) NOTHING(aclmdlRIDebugPrint) NOTHING(aclmdlRIDebugJsonPrint)
+NOTHING(aclmdlRIDebugPrint) NOTHING(aclmdlRIDebugJsonPrint)
 
 /* Three functions of the bounds-checking library that the wheel expects CANN to bring. */
 int strcpy_s(char *to, size_t room, const char *from) {

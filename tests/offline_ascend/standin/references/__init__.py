@@ -12,6 +12,7 @@ from tests.offline_ascend.standin.references import (
     experts,
     fused_infer,
     fusion,
+    linear,
     norm,
     quant,
     rotary,
@@ -20,5 +21,5 @@ from tests.offline_ascend.standin.references import (
 )
 from tests.offline_ascend.standin.references.reference import Reference
 
-TOPICS = (cache, cast, experts, fused_infer, fusion, norm, quant, rotary, routing, swiglu)
+TOPICS = (cache, cast, experts, fused_infer, fusion, linear, norm, quant, rotary, routing, swiglu)
 REFERENCES: dict[str, Reference] = {name: ref for topic in TOPICS for name, ref in topic.OPS.items()}

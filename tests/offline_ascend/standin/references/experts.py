@@ -65,7 +65,7 @@ def grouped_matmul(
     Floating: one rounding, the weight possibly int8 or int4 with a scale and an offset of its own. int8: the exact
     product * scale [e, n] * per_token_scale [row] + bias. int8 by int4: `_eight_by_four`.
     """
-    only("npu_grouped_matmul", group_type=(group_type, 0), act_type=(act_type, 0), x=(len(x), 1))
+    only("npu_grouped_matmul", group_type=(group_type, 0), act_type=(act_type, 0), number_of_x=(len(x), 1))
     absent("npu_grouped_matmul", offset=offset or None, activation_input=activation_input or None, **dtypes)
     assert group_list is not None, "groups of rows need a group_list"
     (rows,), matrices = x, stacked(weight)

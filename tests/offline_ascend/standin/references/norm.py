@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.offline_ascend.standin.references.reference import Reference, only
-from tests.offline_ascend.standin.references.rounding import by_rows, int8
+from tests.offline_ascend.standin.references.rounding import AS_INT8, by_rows, int8
 
 Pair = tuple[Tensor, Tensor]
 
@@ -78,7 +78,7 @@ def add_rms_norm_quant(
 
     bf16 stays in fp32 throughout, unless there is a beta.
     """
-    only("npu_add_rms_norm_quant", axis=(axis, -1), dst_type=(dst_type in (None, 1, 12), True))
+    only("npu_add_rms_norm_quant", axis=(axis, -1), dst_type=(dst_type, *AS_INT8))
     exact = x1.float() + x2.float()
     total = exact.to(x1.dtype)
     unrounded = x1.dtype == torch.bfloat16 and beta is None
@@ -110,7 +110,7 @@ def add_rms_norm_dynamic_quant(
     y_dtype: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Quantised row by row: q1, q2, the sum, scale1, scale2. From the fp32 sum, never rounded between."""
-    only("npu_add_rms_norm_dynamic_quant", y_dtype=(y_dtype in (None, 1, 12), True))
+    only("npu_add_rms_norm_dynamic_quant", y_dtype=(y_dtype, *AS_INT8))
     total = x1.float() + x2.float()
     y = total * reciprocal_deviation(total, gamma, epsilon) * gamma.float()
     if beta is not None:

@@ -19,11 +19,11 @@ class Reference:
     shapes: Callable[..., Any] | None = None
 
 
-def only(op: str, **found: tuple[object, object]) -> None:
-    """Refuse arguments that are not what the reference takes: name=(found, taken)."""
-    for name, (value, taken) in found.items():
-        if value != taken:
-            raise Unsupported(f"the reference of {op} has no {name}={value!r}, only {taken!r}")
+def only(op: str, **found: tuple[object, ...]) -> None:
+    """Refuse arguments that are not what the reference takes: name=(found, taken, taken, ...)."""
+    for name, (value, *taken) in found.items():
+        if value not in taken:
+            raise Unsupported(f"the reference of {op} has no {name}={value!r}, only {', '.join(map(repr, taken))}")
 
 
 def absent(op: str, **found: object) -> None:

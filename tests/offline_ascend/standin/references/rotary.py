@@ -61,8 +61,8 @@ def mrope(
 
     query and key are [tokens, heads * head_size]; the dims of a head beyond the cache's width stay.
     """
-    only("npu_mrope", positions=(positions.dim(), 1), cache_mode=(cache_mode, "default"))
-    only("npu_mrope", mrope_section=(any(mrope_section or ()), False))
+    only("npu_mrope", axes_of_positions=(positions.dim(), 1), cache_mode=(cache_mode, "default"))
+    only("npu_mrope", mrope_section=(list(mrope_section or ()), [], [0, 0, 0]))
     cos, sin = (_spread(half, rotary_mode).unsqueeze(1) for half in cos_sin_cache[positions.long()].chunk(2, -1))
     return _heads(query, cos, sin, head_size, rotary_mode), _heads(key, cos, sin, head_size, rotary_mode)
 

@@ -23,6 +23,7 @@ DTYPES = {
 }
 INT4 = 16
 EVERY_8 = 8
+AS_INT8 = (None, 1, 12)  # the ways to ask for int8
 
 
 def dtype_of(code: int | torch.dtype | None, otherwise: torch.dtype) -> torch.dtype:

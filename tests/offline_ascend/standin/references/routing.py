@@ -40,7 +40,7 @@ def moe_gating_top_k(
     expert wins.
     """
     absent("npu_moe_gating_top_k", input_ids=input_ids, tid2eid=tid2eid)
-    only("npu_moe_gating_top_k", norm_type=(norm_type in (0, 1), True))
+    only("npu_moe_gating_top_k", norm_type=(norm_type, 0, 1))
     scores = torch.sigmoid(x.float()) if norm_type == 1 else torch.softmax(x.float(), -1)
     choice = scores if bias is None else scores + bias.float()
     if group_count > 1 and k_group < group_count:
@@ -87,7 +87,7 @@ def moe_init_routing_v2(
     with expert_tokens_num_type 0. Rows behind the last active one are not written by the kernel (zeros here).
     """
     only("npu_moe_init_routing_v2", drop_pad_mode=(drop_pad_mode, 0), x_dtype=(x_dtype, None))
-    only("npu_moe_init_routing_v2", expert_tokens_num_type=(expert_tokens_num_type in (0, 1), True))
+    only("npu_moe_init_routing_v2", expert_tokens_num_type=(expert_tokens_num_type, 0, 1))
     tokens, k = expert_idx.shape
     low, high = active_expert_range or (0, expert_num)
     experts = expert_idx.reshape(-1).long()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.offline_ascend.standin.references.reference import Reference, only
-from tests.offline_ascend.standin.references.rounding import int8
+from tests.offline_ascend.standin.references.rounding import AS_INT8, int8
 
 ONE_127TH = torch.tensor(1.0 / 127.0)
 
@@ -48,8 +48,8 @@ def dequant_swiglu_quant(
     which dynamic_quant has not.
     """
     name = "npu_dequant_swiglu_quant"
-    only(name, dst_type=(dst_type in (None, 1, 12), True), round_mode=(round_mode in (None, 0), True))
-    only(name, swiglu_mode=(swiglu_mode in (0, 1), True), activate_dim=(activate_dim in (None, -1, x.dim() - 1), True))
+    only(name, dst_type=(dst_type, *AS_INT8), round_mode=(round_mode, None, 0), swiglu_mode=(swiglu_mode, 0, 1))
+    only(name, activate_dim=(activate_dim, None, -1, x.dim() - 1))
     groups = None if group_index is None else torch.repeat_interleave(group_index.long())
     rows = x.shape[0] if groups is None else len(groups)
     values = _dequantised(x[:rows], _of(weight_scale, groups), activation_scale, _of(bias, groups))
