@@ -188,6 +188,12 @@ def test_keys_repeated_for_each_head_are_what_attention_saves() -> None:
     assert repeated.saved - own.saved == pytest.approx(held * 2 * 12 / 1.6e6)
 
 
+def test_an_operator_of_another_front_end_is_not_replaced_by_attentions() -> None:
+    values = attention(1, 96, 8, 1, 16384, 128, causal=False)
+    request = request_of("attention", Variant(frozenset({"mask"}), spelling="another"), values, 1)
+    assert KERNELS["attention"].gain(request).saved == 0
+
+
 def test_values_that_must_be_copied_cost_more_than_the_operator_saves() -> None:
     values = attention(1, 16, 8, 1, 16384, 128, causal=False)
     values["v"] = empty(1, 16384, 8, 128).transpose(1, 2)

@@ -15,6 +15,7 @@ from glmfuse.lowering.aclnn.kernel import AclnnKernel
 from glmfuse.lowering.aclnn.limits import HALVES, Size, alike, at_most, contiguous, first, stored
 from glmfuse.lowering.aten.gain import size
 from glmfuse.matching.layout import Layout
+from glmfuse.matching.pattern import OWN
 from glmfuse.matching.select import Gain, Request
 from glmfuse.patterns.attention import repeated
 
@@ -131,12 +132,16 @@ def group_of(request: Request) -> float:
 
 
 def _gain(request: Request) -> Gain:
-    """No keys and values repeated and no statistics written, against copies of what is not contiguous."""
+    """No keys and values repeated and no statistics written, against copies of what is not contiguous.
+
+    A spelling of another front end is an operator already: nothing is known that replacing it would save.
+    """
     q, held = request.tensors["q"], 2.0 * size(request.tensors["k"])
-    rows = size(q) / (int(q.shape[-1]) * q.dtype.itemsize)
+    spelling, rows = request.variant.spelling, size(q) / (int(q.shape[-1]) * q.dtype.itemsize)
     launches = 3 if request.scalars["causal"] else 1 + ("mask" in request.tensors)
-    times = 1 + 2 * group_of(request) if request.variant.spelling == repeated.__name__ else 1
-    return gain_of(request, launches, held + copied(request, "q", "k", "v"), held * times + _STATISTICS * rows)
+    times = 1 + 2 * group_of(request) if spelling == repeated.__name__ else 1
+    written = _STATISTICS * rows if spelling in (OWN, repeated.__name__) else 0
+    return gain_of(request, launches, held + copied(request, "q", "k", "v"), held * times + written)
 
 
 ATTENTION = AclnnKernel(_attention, OPS, _limits, _gain)
