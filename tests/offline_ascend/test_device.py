@@ -47,6 +47,12 @@ def test_integers_are_counted_as_on_an_npu() -> None:
     assert torch.equal(torch.histc(ids.npu().int(), 8, 0, 7).cpu().long(), expected)
 
 
+def test_an_output_that_is_the_input_is_refused_as_by_the_cpu() -> None:
+    x, order = torch.randn(6).npu(), torch.randperm(6).npu()
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        torch.gather(x, 0, order, out=x)
+
+
 @pytest.mark.parametrize("write", [lambda c: c[1:].sub_(c[:-1]), lambda c: c.as_strided((3, 3), (0, 1)).add_(1)])
 def test_writing_over_what_is_read_is_refused_as_by_torch_npu(write) -> None:
     with pytest.raises(RuntimeError, match="refer(s)? to a single memory location"):

@@ -14,8 +14,8 @@ from tests.offline_ascend.arguments import ARGUMENTS, BF16, FP16, FP32, QINT8, D
 from tests.offline_ascend.standin.references.rounding import pack, unpack
 
 ops = torch.ops.npu
-# One rounding to the dtype, in its units at 1; an operator that rounds n times is allowed n of them.
-UNIT = {FP32: 2.0**-20, FP16: 2.0**-10, BF16: 2.0**-7}
+# One rounding to the dtype, and fp32's own error; an operator that rounds n times is allowed n of them.
+UNIT = {FP32: 2.0**-20, FP16: 2.0**-11 + 2.0**-20, BF16: 2.0**-8 + 2.0**-20}
 SEEDS = range(8)
 
 
@@ -56,6 +56,16 @@ def test_add_rms_norm_is_the_sum_and_its_norm(name: str, seed: int) -> None:
     assert torch.equal(kept.double(), total)
 
 
+def test_add_rms_norm_rounds_the_sum_the_norm_and_the_product() -> None:
+    d = Draw(0)
+    x1, x2, gamma = d.normal(64, 256), d.normal(64, 256), d.normal(256)
+    total = x1 + x2
+    normed = (total.float() * (1 / torch.sqrt(total.float().pow(2).mean(-1, keepdim=True) + 1e-6))).to(BF16)
+    y, _, _ = ops.npu_add_rms_norm(x1, x2, gamma)
+    assert torch.equal(y, normed * gamma)
+    assert not torch.equal(y, ops.npu_rms_norm(total, gamma)[0])  # that one rounds once
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_add_rms_norm_dynamic_quant_is_a_step_from_the_norm(seed: int) -> None:
     drawn = ARGUMENTS["npu_add_rms_norm_dynamic_quant"](Draw(seed))
@@ -91,6 +101,15 @@ def test_rotary_turns_pairs_as_complex_numbers(seed: int, mode: str) -> None:
     turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angle), angle))
     exact = turned.transpose(-1, -2).flatten(-2) if mode == "half" else turned.flatten(-2)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_rounds_once() -> None:
+    d = Draw(0)
+    x, cos, sin = (d.normal(1, 64, 2, 64) for _ in range(3))
+    turned = torch.cat((-x[..., 32:], x[..., :32]), -1)
+    found = ops.npu_rotary_mul(x, cos, sin)
+    assert torch.equal(found, (x.float() * cos.float() + turned.float() * sin.float()).to(BF16))
+    assert not torch.equal(found, x * cos + turned * sin)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
