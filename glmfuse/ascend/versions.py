@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -74,10 +74,13 @@ class Engines:
 
 
 _FULL = Engines()
-_FLAT = Engines(None, OPTIONS - {_NEWEST_OPTION}, False, False)
-_NESTED = Engines("its npugraph_ex takes other options, in groups; 2.9.0.post6, 2.10.0.post4 and 2.11.0 have today's",
-                  frozenset(), False, False)  # fmt: skip
-_NAME = Engines("its npugraph_ex is a name without a package; install 2.9.0.post6 or later", frozenset(), False, False)
+_FLAT = Engines(options=OPTIONS - {_NEWEST_OPTION}, registers_itself=False, makes_converters=False)
+_NESTED = replace(
+    _FLAT,
+    npugraph_ex="its npugraph_ex takes other options, in groups; 2.9.0.post6, 2.10.0.post4 and 2.11.0 have today's",
+    options=frozenset(),
+)
+_NAME = replace(_NESTED, npugraph_ex="its npugraph_ex is a name without a package; install 2.9.0.post6 or later")
 
 Build = tuple[int, int]
 """Patch and post release of one minor version."""

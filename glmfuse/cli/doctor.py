@@ -45,7 +45,10 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The answer. broken: why `import torch` fails in this environment, or None."""
+    """The answer.
+
+    uses: of the CPU, and then of the NPU where there is one. broken: why `import torch` fails here, or None.
+    """
 
     parts: tuple[Part, ...]
     uses: tuple[Use, ...]
@@ -53,8 +56,8 @@ class Health:
 
     @property
     def is_usable(self) -> bool:
-        """Whether torch imports, and every device has an engine that compiles."""
-        return self.broken is None and all(use.is_compiled for use in self.uses)
+        """Whether torch imports, and there is an engine that compiles for the NPU, or without one for the CPU."""
+        return self.broken is None and self.uses[-1].is_compiled
 
 
 def doctor(aside: Aside | None, *, as_json: bool) -> int:

@@ -114,5 +114,6 @@ def test_the_doctor_finds_the_fake_device() -> None:
     done = run("from glmfuse.cli.main import main; main(['doctor'])", stand_ins=True)
     assert "  torch_npu     2.13.0\n" in done.stdout, done.stderr
     assert "  NPU           1 x Ascend910B1\n" in done.stdout
-    assert "a model on npu gets\n" in done.stdout
+    assert "a model on npu gets\n  engine        npugraph_ex\n" in done.stdout
+    assert done.stdout.endswith("usable: yes\n")
     assert "ASCEND_HOME_PATH is not set" in done.stdout
