@@ -104,6 +104,16 @@ def test_an_engine_that_is_not_there_is_passed_over_with_the_reason(monkeypatch:
         torch.compile(nn.Linear(4, 4).eval(), backend="glmfuse", options={"engine": "absent"})(torch.randn(2, 4))
 
 
+@pytest.mark.parametrize("engine", ["npugraph_ex", "torchair"])
+def test_an_engine_for_another_device_is_refused_by_name_and_never_passed_over(engine: str) -> None:
+    with pytest.raises(Exception, match=f"engine '{engine}' cannot be used: it compiles for npu, and the model is on"):
+        compiled(nn.Linear(4, 4).eval(), engine=engine)(torch.randn(2, 4))
+    torch._dynamo.reset()
+    report = Report()
+    torch.compile(nn.Linear(4, 4).eval(), backend="glmfuse", options={"report": report})(torch.randn(2, 4))
+    assert engine not in str(report)
+
+
 def test_a_target_that_is_not_there_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Target("absent", {}, unavailable=lambda: "install absent-1.0")
     monkeypatch.setattr("glmfuse.backend.TARGETS", (absent,))

@@ -27,7 +27,8 @@ def make_op(
     """An op with the schema of a pattern's overload that calls the kernel with arguments by name.
 
     With `overwrites`, the argument that the pattern updates is written in place, and nothing is returned: an op
-    may not return what it was given. Readers of the new value then read that argument.
+    may not return what it was given. Readers of the new value then read that argument. The op's name ends with
+    "_": by that, and by the first argument, npugraph_ex tells the inputs that it may not copy for a capture.
     """
     names = [argument.name for argument in reference._schema.arguments]
     function = _by_name(pattern, names, kernel)
@@ -36,12 +37,13 @@ def make_op(
         function, fake = _without_result(function), _nothing
     library = _LIBRARIES.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
     overload = reference._schema.overload_name
-    name = f"{pattern.name}.{overload}" if overload else pattern.name
+    packet = pattern.name + ("_" if overwrites else "")
+    name = f"{packet}.{overload}" if overload else packet
     library.define(name + _signature(reference, pattern.updates if overwrites else None))
     for key in _KEYS:
         torch.library.impl(f"{namespace}::{name}", key, function, lib=library)
     torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
-    op: OpOverload = getattr(getattr(getattr(torch.ops, namespace), pattern.name), overload or "default")
+    op: OpOverload = getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
     return op
 
 

@@ -74,6 +74,9 @@ def _fake(
 torch.library.impl("glmfuse_verify::compare", "CompositeExplicitAutograd", _compare, lib=_LIBRARY)
 torch.library.register_fake("glmfuse_verify::compare", _fake, lib=_LIBRARY)
 
+COMPARE = torch.ops.glmfuse_verify.compare.default
+"""The op that compares; it reads its tensors on the host."""
+
 
 def difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """The largest absolute and the relative L2 difference; infinite where only one side is finite."""
@@ -108,7 +111,7 @@ def _add_comparison(
     outputs: list[fx.Node] = fused.meta[RESULTS]
     readers: Mapping[fx.Node, list[fx.Node]] = {node: list(node.users) for node in outputs}
     with graph.inserting_after(outputs[-1]):
-        checked = graph.call_function(torch.ops.glmfuse_verify.compare.default, (outputs, list(original), *where))
+        checked = graph.call_function(COMPARE, (outputs, list(original), *where))
     checked.meta["val"] = [node.meta["val"] for node in original]
     with graph.inserting_after(checked):
         for position, node in enumerate(outputs):

@@ -195,6 +195,9 @@ def _check_updates(made: Pattern, traced: Traced) -> None:
     if updated is None or len(traced.outputs) != 1 or Layout.of(updated.val) != Layout.of(traced.outputs[0].val):
         problem = f"updates= names {made.updates!r}, which is no tensor argument laid out as the one output"
         raise PatternError(made.name, made.where, problem)
+    if made.parameters[0].name != made.updates:
+        problem = f"updates= names {made.updates!r}, which must be the first argument: engines look for it there"
+        raise PatternError(made.name, made.where, problem)
 
 
 def _is_passed_on(made: Pattern, full: Traced, group: tuple[str, ...]) -> bool:

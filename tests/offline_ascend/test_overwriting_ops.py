@@ -34,6 +34,27 @@ def attend(k: Tensor, v: Tensor, at: Tensor, new: Tensor) -> Tensor:
     return k[:, :, :4] * v[:, :, :4]
 
 
+def update_and_read(cache: Tensor, at: Tensor, new: Tensor) -> Tensor:
+    return cache.index_copy_(2, at, new)[:, :, :4] * 2
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["static", "given"])
+def test_what_is_written_into_a_capture_s_input_is_the_caller_s(held: bool) -> None:
+    """npugraph_ex copies the inputs of a capture, but for those that it sees written."""
+    cache, new, at = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 1, 8), torch.tensor([2])
+    ours = cache.npu()
+    if held:
+        torch._dynamo.mark_static_address(ours)
+    options = {"engine": "npugraph_ex", "targets": (SCATTER,), "expect": {"cache_update": 1}}
+    run = torch.compile(update_and_read, backend="glmfuse", options=options)
+    for _ in range(3):
+        new.mul_(-1.5)
+        found = run(ours, at.npu(), new.npu())
+        cache.index_copy_(2, at, new)
+        assert torch.equal(ours.cpu(), cache)
+        assert torch.equal(found.cpu(), cache[:, :, :4] * 2)
+
+
 @pytest.mark.parametrize("eager", [False, True], ids=["captured", "force_eager"])
 def test_no_cache_is_copied(eager: bool) -> None:
     report = Report()

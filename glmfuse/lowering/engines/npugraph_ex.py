@@ -18,6 +18,8 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from glmfuse.ascend import installed
 from glmfuse.ascend.versions import engines_of
+from glmfuse.errors import UnavailableError
+from glmfuse.lowering.engines.capturable import compares, not_capturable
 from glmfuse.lowering.engines.engine import Engine, Handoff, check_options
 from glmfuse.lowering.rehearse import Rehearsal
 
@@ -35,11 +37,16 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 def _compile(handoff: Handoff) -> Callable[..., Any]:
     import npugraph_ex
 
-    options = {**DEFAULTS, **handoff.options}
+    # What `verify` compares it reads on the host, which no capture may.
+    forced = {"force_eager": True} if compares(handoff.graph_module) else {}
+    options = {**DEFAULTS, **forced, **handoff.options}
     check_options("npugraph_ex", options, _options())
+    if not options.get("force_eager") and (reason := not_capturable(handoff.graph_module)) is not None:
+        raise UnavailableError("engine", "npugraph_ex", reason)
     for place in handoff.static:
         handoff.inputs[place]._torchair_is_parameter = True  # its address is part of the capture: no copy each call
     _propagate(handoff)
+    _write_caches_in_place()
     rehearsal = Rehearsal.of(handoff.graph_module)
     compiled = make_boxed_func(npugraph_ex.compile_fx(handoff.graph_module, list(handoff.inputs), options))
     return compiled if options.get("force_eager") else rehearsal.before(compiled)  # it captures at the first call
@@ -49,6 +56,15 @@ def _propagate(handoff: Handoff) -> None:
     """Compute every node's value again: the pass that writes to inputs asks them who shares memory."""
     mode = detect_fake_mode(handoff.inputs)
     FakeTensorProp(handoff.graph_module, mode).propagate_dont_convert_inputs(*handoff.inputs)
+
+
+def _write_caches_in_place() -> None:
+    """Have caches of pages written where they lie: AOT makes a function of the operator, and copies of both caches."""
+    from npugraph_ex._acl_concrete_graph import graph_pass
+
+    graph_pass.register_inplaceable_npu_op(
+        "npu_scatter_pa_kv_cache_functional", "npu_scatter_pa_kv_cache", mutated_arg=[2, 3]
+    )
 
 
 def _compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

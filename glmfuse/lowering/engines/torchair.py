@@ -54,10 +54,16 @@ def _set(config: Any, path: Sequence[str], value: Any) -> bool:
     """Set a field, and say whether there is such a field."""
     for name in path[:-1]:
         config = getattr(config, name, None)
-    if config is None or path[-1].startswith("_") or path[-1] not in vars(config):
+    name = path[-1]
+    if config is None or name.startswith("_") or not _has(config, name):
         return False
-    setattr(config, path[-1], value)
+    setattr(config, name, value)
     return True
+
+
+def _has(config: Any, name: str) -> bool:
+    kind = getattr(type(config), name, None)
+    return name in vars(config) or (isinstance(kind, property) and kind.fset is not None)
 
 
 def _explained(error: Exception) -> Exception:

@@ -9,8 +9,8 @@ from torch import Tensor
 from glmfuse.lowering.aclnn.registry import KERNELS
 from glmfuse.matching.pattern import Variant
 from tests.offline_ascend.drawn import arguments
-from tests.offline_ascend.ge.converted import ge_operators
 from tests.offline_ascend.sites import VARIANTS, called, on_npu
+from tests.offline_ascend.standin.ge_graph import ge_graph, operators
 
 _EXPERTS = ["MoeInitRoutingV3", "GroupedMatmul", "SwiGlu", "GroupedMatmul", "MoeFinalizeRoutingV2"]
 EXPECTED = {
@@ -30,12 +30,12 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_torchair_makes_ges_fused_operators_of_it(name: str, variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchair_makes_ges_fused_operators_of_it(name: str, variant: Variant) -> None:
     drawn = arguments(name, variant, torch.bfloat16, 1)
     tensors = on_npu({key: value for key, value in drawn.items() if isinstance(value, Tensor)})
     call = called(name, {key: value for key, value in drawn.items() if key not in tensors})
-    found = ge_operators(call, tensors, monkeypatch)
-    fused = {operator for operators in EXPECTED.values() for operator in operators}
+    found = operators(ge_graph(lambda *values: call(**dict(zip(tensors, values, strict=True))), *tensors.values()))
+    fused = {operator for names in EXPECTED.values() for operator in names}
     merged = ["SwiGlu"] if name == "moe" and "w_shared_up" in variant.absent else []
     assert [operator for operator in found if operator in fused] == [*EXPECTED[name][:1], *merged, *EXPECTED[name][1:]]
 
