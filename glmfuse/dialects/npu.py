@@ -20,19 +20,22 @@ from glmfuse.patterns.swiglu import swiglu
 
 
 def npu_rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    """Rounded once, after the weight."""
+    """Rounded once, after the weight; the pattern rounds before it too."""
     result: Tensor = torch.ops.npu.npu_rms_norm(x, w, eps)[0]
     return result
 
 
 def npu_add_rms_norm(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The sum is its third result; the second, the norm itself, is nobody's."""
+    """The sum, the normalised value and the product are rounded, as in the pattern; the sum is the third result.
+
+    One tiling of the kernel is said to normalise the sum before it is rounded; `verify` tells.
+    """
     y, _, total = torch.ops.npu.npu_add_rms_norm(x, residual, w, eps)
     return y, total
 
 
 def npu_swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
-    """Of halves of one tensor, or of two that are joined first."""
+    """Of halves of one tensor, or of two that are joined first; rounded once, the pattern rounds silu(gate) too."""
     both = gate if up is None else torch.cat([gate, up], dim=-1)
     result: Tensor = torch.ops.npu.npu_swiglu(both, -1)
     return result

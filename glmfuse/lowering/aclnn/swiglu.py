@@ -5,21 +5,12 @@ Limits: op-plugin 517f2e7, docs/zh/custom_APIs/torch_npu/torch_npu-npu_swiglu.md
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
+from glmfuse.dialects.npu import npu_swiglu
 from glmfuse.lowering.aclnn.gain import gain_of
 from glmfuse.lowering.aclnn.kernel import AclnnKernel
 from glmfuse.lowering.aclnn.limits import FLOATS, contiguous, first, ranks, stored
 from glmfuse.lowering.aten.gain import size
 from glmfuse.matching.select import Gain, Request
-
-
-def _swiglu(gate: Tensor, up: Tensor | None) -> Tensor:
-    """Rounded once; the pattern rounds silu(gate) too."""
-    both = gate if up is None else torch.cat([gate, up], dim=-1)
-    result: Tensor = torch.ops.npu.npu_swiglu(both, -1)
-    return result
 
 
 def _limits(request: Request) -> str | None:
@@ -39,4 +30,4 @@ def _gain(request: Request) -> Gain:
     return gain_of(request, moved=3 * result, moved_apart=5 * result)
 
 
-SWIGLU = AclnnKernel(_swiglu, ("npu_swiglu",), _limits, _gain)
+SWIGLU = AclnnKernel(npu_swiglu, ("npu_swiglu",), _limits, _gain)
