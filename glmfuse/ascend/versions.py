@@ -68,10 +68,6 @@ class Engines:
     registers_itself: bool = True
     makes_converters: bool = True
 
-    def strangers(self, names: Mapping[str, object]) -> set[str]:
-        """Of an engine's options, those that this build does not have."""
-        return set(names) - self.options
-
 
 _FULL = Engines()
 _FLAT = Engines(options=OPTIONS - {_NEWEST_OPTION}, registers_itself=False, makes_converters=False)

@@ -29,9 +29,11 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
         "pattern_fusion_pass": False,
         # Calls torch.fx.passes.reinplace, which lets `c[1:] - c[:-1]` write over what it still reads.
         "inplace_pass": False,
+        # Otherwise a result that the caller still holds is overwritten by the next call.
+        "clone_output": True,
     }
 )
-"""Options that glmfuse sets where npugraph_ex has them on; `engine_options` come after these."""
+"""Options that glmfuse sets unlike npugraph_ex; `engine_options` come after these."""
 
 
 def _compile(handoff: Handoff) -> Callable[..., Any]:
