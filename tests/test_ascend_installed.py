@@ -23,6 +23,12 @@ from glmfuse.lowering.pypto import target as pypto
 Versions = Callable[..., None]
 
 
+@pytest.fixture(autouse=True)
+def _not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this process has loaded: each test makes its own state."""
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+
+
 @pytest.fixture
 def versions(monkeypatch: pytest.MonkeyPatch) -> Versions:
     """Installed packages, by the names that pip would show."""

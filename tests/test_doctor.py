@@ -52,6 +52,10 @@ def torch_npu(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+ABSENT = pytest.mark.skipif(installed.torch_npu_version() is not None, reason="of a machine without torch_npu")
+
+
+@ABSENT
 def test_a_cpu_is_usable() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stderr
@@ -59,13 +63,14 @@ def test_a_cpu_is_usable() -> None:
     assert done.stdout.endswith("usable: yes\n")
 
 
-@pytest.mark.skipif(installed.torch_npu_version() is not None, reason="the README has the output without torch_npu")
+@ABSENT
 def test_the_readme_has_what_it_prints() -> None:
     shown = (ROOT / "README.md").read_text().partition("$ glmfuse doctor\n")[2].partition("```")[0]
     printed = run("doctor").stdout
     assert re.sub(r"\d+\.\d+\.\d+\S*", "VERSION", printed) == re.sub(r"\d+\.\d+\.\d+\S*", "VERSION", shown)
 
 
+@ABSENT
 def test_the_data_form() -> None:
     health = json.loads(run("doctor", "--json").stdout)
     assert health["usable"] is True
