@@ -150,6 +150,7 @@ def test_beside_an_npu_nothing_is_interpreted(monkeypatch: pytest.MonkeyPatch) -
     """A model left on the CPU would run thousands of times slower, and nobody asked for it."""
     request = site_of("swiglu", arguments("swiglu", geometry("tiny"), 5, torch.bfloat16))
     kernel = target.kernel_of(KERNELS["swiglu"])
+    monkeypatch.setattr(target, "has_npu", lambda: False)
     assert kernel.supports(request) is None
     monkeypatch.setattr(target, "has_npu", lambda: True)
     assert "there is an NPU, and tensors are on the CPU" in str(kernel.supports(request))

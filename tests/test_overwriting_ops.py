@@ -38,7 +38,7 @@ def scatter_op() -> OpOverload:
 
 def test_the_schema_says_what_is_written_and_returns_nothing() -> None:
     schema = str(scatter_op()._schema)
-    assert schema == "glmfuse_scatter::cache_update(Tensor(a!) cache, Tensor positions, Tensor rows) -> ()"
+    assert schema == "glmfuse_scatter::cache_update_(Tensor(a!) cache, Tensor positions, Tensor rows) -> ()"
 
 
 def test_torch_accepts_the_op() -> None:
