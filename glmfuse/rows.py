@@ -130,8 +130,13 @@ def _row(
     if match is not None:
         values.setdefault("matched_terms", len(match.inner))
         values.setdefault("total_terms", len(match.inner))
-        values.update(variant=str(match.variant), scalars=dict(match.scalars))
+        scalars = {name: _plain(value) for name, value in match.scalars.items()}
+        values.update(variant=str(match.variant), scalars=scalars)
     return Row(pattern, status, stage.name, node.name if node is not None else "", source_of(node), **values)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, torch.dtype) else value
 
 
 def _rank(row: Row) -> tuple[int, int]:

@@ -43,9 +43,14 @@ def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int =
 
 
 def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers; integers are ids, lengths or positions that every size allows, in one dimension distinct."""
+    """Random numbers, int8 of all that there are.
+
+    Other integers are ids, lengths or positions that every size allows, in one dimension distinct.
+    """
     if dtype.is_floating_point:
         return torch.randn(shape).to(dtype)
+    if dtype == torch.int8:
+        return torch.randint(-128, 128, shape, dtype=dtype)
     return (1 + torch.randperm(*shape) if len(shape) == 1 else torch.randint(1, 4, shape)).to(dtype)
 
 

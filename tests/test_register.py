@@ -14,6 +14,7 @@ from glmfuse.errors import PatternError
 from glmfuse.matching.examples import variants
 from glmfuse.matching.register import spelling_of
 from glmfuse.matching.search import distinct_graphs
+from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
 
 
 def bad_dims() -> None:
@@ -124,11 +125,23 @@ def reads_memory() -> None:
         return torch.exp(x).as_strided((2, 2), (1, 1)) + 1
 
 
+def carried_but_read() -> None:
+    @pattern(dims={"x": "... H", "y": "H"}, carried=("y",))
+    def wrong_carried(x: Tensor, y: Tensor | None) -> Tensor:
+        return torch.exp(x) if y is None else torch.exp(x) * y
+
+
+def carried_always() -> None:
+    @pattern(dims={"x": "... H", "y": "H"}, carried=("y",))
+    def wrong_cargo(x: Tensor, y: Tensor) -> Tensor:
+        return torch.exp(x)
+
+
 CASES: list[tuple[Callable[[], None], str]] = [
     (bad_dims, "dims of 'w'"),
     (no_dims, "no dims are declared for 'w'"),
     (strange_dims, r"dims are declared for \['y'\]"),
-    (strange_type, "argument 'name' must be a Tensor, float, int or bool"),
+    (strange_type, "argument 'name' must be a Tensor, float, int, bool or torch.dtype"),
     (returns_argument, "returns one of its arguments"),
     (returns_nothing, "must return a tensor"),
     (writes, "writes or draws at random"),
@@ -139,10 +152,12 @@ CASES: list[tuple[Callable[[], None], str]] = [
     (two_graphs, "another graph at other sizes"),
     (not_optional, r"together= names \['w'\]"),
     (twice, "registered already"),
-    (optional_number, "argument 'scale' is a number and cannot be left out"),
+    (optional_number, "argument 'scale' is no tensor and cannot be left out"),
     (constant_output, "one of its outputs depends on no argument"),
     (view_of_argument, "shares memory with an argument"),
     (reads_memory, "reads memory, not values"),
+    (carried_but_read, r"carried= names \['y'\]"),
+    (carried_always, r"carried= names \['y'\]"),
 ]
 
 
@@ -207,3 +222,39 @@ def test_a_spelling_takes_the_arguments_of_its_pattern() -> None:
     assert [(variant.spelling, dict(variant.flags)) for variant in spelled] == [("reversed_sum", {"up": True})]
     with pytest.raises(PatternError, match="'reversed_sum' is registered already"):
         spelling_of(spelled_exp)(reversed_sum)
+
+
+def test_a_dtype_is_an_argument_that_sites_tell() -> None:
+    @pattern(dims={"x": "... H"})
+    def narrow_exp(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.exp(x).to(torch.float32).add(1.5).to(dtype)
+
+    assert "ScalarType dtype" in str(narrow_exp.overload({})._schema)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        captured = capture(lambda x, dtype=dtype: narrow_exp.function(x, dtype), torch.randn(3, 8).bfloat16())[0]
+        module = captured.module()
+        report = run_stages(module, patterns=(narrow_exp,))
+        (row,) = (row for row in report.rows() if row.pattern == "narrow_exp")
+        assert (row.status, row.scalars) == ("chosen", {"dtype": str(dtype)})
+        ours, theirs = (outputs_and_writes(graph, captured.arguments()) for graph in (module, captured.module()))
+        assert same_bits(ours, theirs)
+
+
+def test_what_is_carried_is_handed_to_the_spelling_that_reads_it() -> None:
+    @pattern(dims={"x": "... H", "note": "H"}, carried=("note",))
+    def carrying_exp(x: Tensor, note: Tensor | None) -> Tensor:
+        return torch.exp(x) * 3 + 1
+
+    @spelling_of(carrying_exp)
+    def with_note(x: Tensor, note: Tensor | None) -> Tensor:
+        require(note is not None, "a note")
+        return torch.lerp(torch.exp(x) * 3 + 1, note, 0.0)
+
+    x, note = torch.randn(3, 8), torch.randn(8)
+    for function, held in ((carrying_exp.function, False), (with_note, True)):
+        captured = capture(function, x, note)[0]
+        module = captured.module()
+        assert run_stages(module, patterns=(carrying_exp,)).count("chosen")["carrying_exp"] == 1
+        assert sum(node.target is torch.ops.aten.lerp.Scalar for node in module.graph.nodes) == held
+        ours, theirs = (outputs_and_writes(graph, captured.arguments()) for graph in (module, captured.module()))
+        assert same_bits(ours, theirs)

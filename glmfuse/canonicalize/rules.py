@@ -209,6 +209,18 @@ def matmul_as_linear(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -
     return None
 
 
+_OUTPUT_DTYPE = 6
+"""Where `npu_quant_matmul` has its output's dtype, as a number."""
+
+
+def dtype_of_number(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:
+    """npu.npu_quant_matmul(..., output_dtype=15) -> the same with torch.bfloat16; the dispatcher knows numbers alone"""
+    if not isinstance(args[_OUTPUT_DTYPE], int):
+        return None
+    full = (*args[:_OUTPUT_DTYPE], val.dtype, *args[_OUTPUT_DTYPE + 1 :])
+    return build(torch.ops.npu.npu_quant_matmul.default, full, val)
+
+
 RULES: Mapping[Op, tuple[Rule, ...]] = {
     aten.clone.default: (drop_copy,),
     aten.alias.default: (drop_copy,),
@@ -239,6 +251,7 @@ RULES: Mapping[Op, tuple[Rule, ...]] = {
 
 RULES_BY_NAME: Mapping[str, tuple[Rule, ...]] = {
     "npu::_npu_dtype_cast": (convert_as_cast,),
+    "npu::npu_quant_matmul": (dtype_of_number,),
 }
 """Of operators that are there only where a device's library is loaded."""
 

@@ -12,6 +12,7 @@ from glmfuse.dialects.spelled import Spelled
 from glmfuse.matching.pattern import require
 from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.linear import linear
+from glmfuse.patterns.quantize import quantize
 from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 
@@ -49,9 +50,18 @@ def moe_gating_top_k(
     return weights, ids.to(torch.int64)
 
 
+def vllm_quantize(x: Tensor, scale: Tensor, offset: Tensor | None, inverse: Tensor | None, divide: bool) -> Tensor:
+    """Times the reciprocal of the activation's scale, which the operator is given beside it."""
+    require(offset is not None and inverse is not None, "the operator is given all three")
+    require(not divide, "it multiplies")
+    result: Tensor = torch.ops.vllm.quantize(x, inverse, scale, offset)
+    return result
+
+
 VLLM_ASCEND: tuple[Spelled, ...] = (
     Spelled(add_rms_norm, npu_add_rms_norm_bias, ("_C_ascend::npu_add_rms_norm_bias",), rounds_alike=True),
     Spelled(linear, unquantized_gemm, ("vllm::unquantized_gemm",), rounds_alike=True),
     Spelled(rotary_embedding, npu_rotary_embedding, ("vllm::npu_rotary_embedding",)),
     Spelled(route_topk, moe_gating_top_k, ("_C_ascend::moe_gating_top_k",), rounds_alike=True),
+    Spelled(quantize, vllm_quantize, ("vllm::quantize",), rounds_alike=True),
 )

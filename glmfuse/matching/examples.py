@@ -27,6 +27,9 @@ _FLOATS = (0.01171875, 0.02734375)
 Those of the next ones lie 0.5 further each.
 """
 
+_DTYPES = (torch.bfloat16, torch.float16)
+"""Values of dtype arguments in the two traces; unlike, so that the model's dtype is not taken for one."""
+
 
 @cache
 def example_trace(
@@ -64,6 +67,8 @@ def example_scalars(pattern: Pattern, variant: Variant, values: Mapping[str, int
             scalars[parameter.name] = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)[0]
         elif parameter.kind == "float":
             scalars[parameter.name] = next(floats)
+        elif parameter.kind == "dtype":
+            scalars[parameter.name] = _DTYPES[which]
     return scalars
 
 

@@ -69,13 +69,18 @@ class _Attempt:
         return self.fail("operator", mine, value) if all(d.term.op is not mine.op for d in definitions) else False
 
     def bind_input(self, mine: Term, value: Any, rest: Todo) -> bool:
-        if value is None and not self.graph.pattern.parameter(self.graph.name_of[mine]).optional:
+        if value is None and not self.may_be_none(self.graph.name_of[mine]):
             return self.fail("operator", mine, value)
         self.bound[mine] = value
         if self.solve(rest):
             return True
         del self.bound[mine]
         return False
+
+    def may_be_none(self, name: str) -> bool:
+        """Whether the variant takes None there; one that has its own variant without it does not."""
+        pattern = self.graph.pattern
+        return pattern.parameter(name).optional and name not in pattern.structural
 
     def define(self, mine: Term, definition: Definition, rest: Todo) -> bool:
         self.bound[mine] = definition.value

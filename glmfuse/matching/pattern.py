@@ -18,7 +18,8 @@ from glmfuse.errors import PatternError
 from glmfuse.matching import dims as dims_of
 
 NAMESPACE = "glmfuse"
-_SCALARS = {float: "float", int: "int", bool: "bool"}
+_SCALARS = {float: "float", int: "int", bool: "bool", torch.dtype: "dtype"}
+_IN_SCHEMA = {"tensor": "Tensor", "dtype": "ScalarType"}
 Case = Mapping[str, int | torch.dtype]
 OWN = ""
 """The spelling of a pattern that is its own function."""
@@ -47,7 +48,7 @@ def require(condition: object, text: str, found: object = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument of a pattern function. `kind` is "tensor", "float", "int" or "bool"."""
+    """One argument of a pattern function. `kind` is "tensor", "float", "int", "bool" or "dtype"."""
 
     name: str
     kind: str
@@ -56,7 +57,7 @@ class Parameter:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether a tensor, rather than a number, is passed."""
+        """Whether a tensor, rather than a number or a dtype, is passed."""
         return self.kind == "tensor"
 
     def sizes_without(self, absent: frozenset[str]) -> tuple[str, ...]:
@@ -95,6 +96,7 @@ class Pattern:
     cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
     dtypes: tensors whose dtype is not the model's. unordered: the last axis
     of its outputs is in no order, the same for all. updates: the argument whose new value the output is.
+    carried: tensors that no result depends on, which operators of a spelling are given all the same.
     level: 0, or one more than the highest pattern called. spellings: by name, the other
     functions that compute the same.
     """
@@ -109,6 +111,7 @@ class Pattern:
     where: str
     unordered: bool = False
     updates: str | None = None
+    carried: frozenset[str] = frozenset()
     level: int = 0
     calls: frozenset[str] = frozenset()
     constraints: list[Callable[..., None]] = field(default_factory=list)
@@ -194,9 +197,9 @@ def read_parameters(name: str, function: Callable[..., Any], dims: Mapping[str, 
     for argument in names:
         optional, kind = _kind(hints.get(argument, torch.Tensor))
         if kind is None:
-            raise PatternError(name, where, f"argument {argument!r} must be a Tensor, float, int or bool")
+            raise PatternError(name, where, f"argument {argument!r} must be a Tensor, float, int, bool or torch.dtype")
         if kind != "tensor" and optional:
-            raise PatternError(name, where, f"argument {argument!r} is a number and cannot be left out")
+            raise PatternError(name, where, f"argument {argument!r} is no tensor and cannot be left out")
         if kind == "tensor" and argument not in dims:
             raise PatternError(name, where, f"no dims are declared for {argument!r}, such as {argument}='... H'")
         try:
@@ -233,8 +236,8 @@ def schema(
     """The schema of one overload, from the declared parameters and the number of outputs traced."""
     words = []
     for parameter in arguments:
-        kind = parameter.kind if not parameter.is_tensor else "Tensor?" if parameter.name in passed_on else "Tensor"
-        words.append(f"{kind} {parameter.name}")
+        kind = _IN_SCHEMA.get(parameter.kind, parameter.kind)
+        words.append(f"{kind}{'?' if parameter.name in passed_on else ''} {parameter.name}")
     result = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
     name = f"{pattern.name}.{overload}" if overload else pattern.name
     return f"{name}({', '.join(words)}) -> {result}"

@@ -43,6 +43,7 @@ def pattern(
     dtypes: Mapping[str, torch.dtype] | None = None,
     unordered: bool = False,
     updates: str | None = None,
+    carried: Iterable[str] = (),
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
@@ -51,7 +52,8 @@ def pattern(
     examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
     tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
     that never have it. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
-    tensor argument whose new value is the one output, so that kernels may write it in place. Raises
+    tensor argument whose new value is the one output, so that kernels may write it in place. carried: optional
+    tensors that no result depends on, for spellings whose operators are given them all the same. Raises
     PatternError, with the line, when the function is no pattern.
     """
 
@@ -68,6 +70,7 @@ def pattern(
             where=_where(function),
             unordered=unordered,
             updates=updates,
+            carried=frozenset(carried),
         )
         if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
@@ -117,6 +120,7 @@ def _define(made: Pattern) -> None:
     traced = _try_trace(made, _variant(made, frozenset()))
     _check_outputs(made, traced)
     _check_updates(made, traced)
+    _check_carried(made, traced)
     groups = _groups(made)
     structural = [group for group in groups if not _is_passed_on(made, traced, group)]
     passed_on = frozenset(itertools.chain(*groups)) - frozenset(itertools.chain(*structural))
@@ -184,7 +188,7 @@ def _check_outputs(made: Pattern, traced: Traced) -> None:
     if len(set(storages)) != len(storages):
         raise PatternError(made.name, made.where, "an output shares memory with an argument or another output")
     live = set(traced.live())
-    if unused := [name for name, term in traced.inputs.items() if term not in live]:
+    if unused := [name for name, term in traced.inputs.items() if term not in live and name not in made.carried]:
         raise PatternError(made.name, made.where, f"the result does not depend on {unused}")
 
 
@@ -197,6 +201,14 @@ def _check_updates(made: Pattern, traced: Traced) -> None:
         raise PatternError(made.name, made.where, problem)
     if made.parameters[0].name != made.updates:
         problem = f"updates= names {made.updates!r}, which must be the first argument: engines look for it there"
+        raise PatternError(made.name, made.where, problem)
+
+
+def _check_carried(made: Pattern, traced: Traced) -> None:
+    optional = {p.name for p in made.parameters if p.optional}
+    live = set(traced.live())
+    if wrong := sorted(name for name in made.carried if name not in optional or traced.inputs[name] in live):
+        problem = f"carried= names {wrong}, not optional tensors that no result depends on"
         raise PatternError(made.name, made.where, problem)
 
 
@@ -228,7 +240,7 @@ def _same_but_none(mine: Any, theirs: Any, optional: frozenset[Term], seen: dict
 def _make_op(made: Pattern, absent: frozenset[str], overload: str, passed_on: frozenset[str]) -> OpOverload:
     traced = _try_trace(made, _variant(made, absent))
     live = set(traced.live())
-    arguments = [p for p in made.parameters if _is_used(p, traced, live)]
+    arguments = [p for p in made.parameters if p.name in made.carried or _is_used(p, traced, live)]
     _LIBRARY.define(schema(made, overload, arguments, passed_on, len(traced.outputs)))
     qualified = f"{NAMESPACE}::{made.name}" + (f".{overload}" if overload else "")
     function = reference_function(made, [p.name for p in arguments])
@@ -256,7 +268,7 @@ def reference_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
 
 def _check_scalars(made: Pattern, variant: Variant) -> None:
     graph = search_graph(made, variant, EXAMPLE_DTYPE)
-    needed = {p.name for p in made.parameters if p.kind in ("int", "float")}
+    needed = {p.name for p in made.parameters if p.kind in ("int", "float", "dtype")}
     used = needed - _unused_scalars(made, variant)
     if missing := used - captured_names(graph):
         problem = f"the value of {sorted(missing)} shows as no literal of the graph ({variant}), so no site tells it"

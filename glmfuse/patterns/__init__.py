@@ -7,6 +7,7 @@ from glmfuse.matching.pattern import Pattern
 from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.attention import attention
 from glmfuse.patterns.cache_update import cache_update
+from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.eager_attention import eager_attention
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
@@ -16,6 +17,8 @@ from glmfuse.patterns.moe import moe
 from glmfuse.patterns.mtp_head import mtp_head
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
 from glmfuse.patterns.paged_attention import paged_attention
+from glmfuse.patterns.quant_linear import quant_linear
+from glmfuse.patterns.quantize import quantize
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
 from glmfuse.patterns.rotary_embedding import rotary_embedding
@@ -42,6 +45,9 @@ PATTERNS: tuple[Pattern, ...] = (
     moe,
     mtp_head,
     linear_add_rms_norm,
+    quantize,
+    dynamic_quantize,
+    quant_linear,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})

@@ -199,6 +199,44 @@ def _moe(draw: Draw) -> Arguments:
     }
 
 
+def _quantize(draw: Draw) -> Arguments:
+    """Scales as either form takes them, some so small that numbers saturate; halves are met with a power of two."""
+    hidden = draw.size(8, 64)
+    channels = draw.pick(1, hidden)
+    scale = draw.positive(channels) * draw.pick(0.02, 30.0) if draw.pick(True, False) else torch.full((channels,), 4.0)
+    return {
+        "x": draw.values(draw.size(1, 3), draw.size(1, 9), hidden, scale=3.0),
+        "scale": scale.to(draw.dtype),
+        "inverse": (1 / scale).to(draw.dtype),
+        **draw.unless_absent(offset=draw.ints(-9, 9, channels).to(draw.dtype)),
+        **draw.flags,
+    }
+
+
+def _dynamic_quantize(draw: Draw) -> Arguments:
+    """Rows of all orders of magnitude, one of them zeros."""
+    rows, hidden = draw.size(2, 9), draw.size(8, 64)
+    x = draw.values(2, rows, hidden, wide=True) * 10.0 ** draw.ints(-3, 3, 2, rows, 1)
+    x[0, 0] = 0.0
+    return {"x": x.to(draw.dtype)}
+
+
+def _quant_linear(draw: Draw) -> Arguments:
+    """The floating bias is fp32, which torch_npu takes beside every output dtype."""
+    tokens, inputs, outputs = draw.size(1, 9), draw.size(1, 64), draw.size(1, 48)
+    return {
+        "x": draw.ints(-128, 128, tokens, inputs, dtype=torch.int8),
+        "w": draw.ints(-128, 128, inputs, outputs, dtype=torch.int8),
+        "scale": draw.positive(draw.pick(1, outputs)) * 1e-3,
+        **draw.unless_absent(
+            per_token=draw.positive(tokens) * 0.01,
+            quant_bias=draw.ints(-999, 999, outputs, dtype=torch.int32),
+            bias=draw.values(outputs, wide=True),
+        ),
+        "dtype": draw.pick(torch.bfloat16, torch.float16),
+    }
+
+
 _ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -213,6 +251,9 @@ _ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "cache_update": _cache_update,
     "grouped_mlp": _grouped_mlp,
     "moe": _moe,
+    "quantize": _quantize,
+    "dynamic_quantize": _dynamic_quantize,
+    "quant_linear": _quant_linear,
 }
 
 
