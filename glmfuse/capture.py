@@ -7,7 +7,7 @@ Patterns are pure, so AOT's functionalisation would add time (three times as muc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -57,6 +57,19 @@ def capture_model(
         decompositions=dict(decompositions),
         keep_inference_input_mutations=True,
     )
+
+
+def nodes_in(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """The nodes of a graph, and of the graphs that its higher-order operators call."""
+    for inner in module.modules():
+        if isinstance(inner, fx.GraphModule):
+            yield from inner.graph.nodes
+
+
+def device_of(values: Iterable[Any]) -> str:
+    """The kind of device that a graph of these values computes on; a CPU's may be among those of another."""
+    kinds = (value.device.type for value in values if isinstance(value, torch.Tensor))
+    return next((kind for kind in kinds if kind != "cpu"), "cpu")
 
 
 def static_inputs(count: int) -> frozenset[int]:

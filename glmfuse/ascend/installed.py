@@ -75,7 +75,7 @@ def unavailable() -> str | None:
 
 def has_npu() -> bool:
     """Whether kernels can be launched on an NPU from this process."""
-    return unavailable() is None
+    return is_loaded() and unavailable() is None
 
 
 def mispaired() -> str | None:

@@ -5,6 +5,8 @@ Semantics: op-plugin 517f2e7, docs/zh/custom_APIs/torch_npu; roundings as the As
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,9 @@ from glmfuse.patterns.rotary import rotary
 from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.swiglu import swiglu
+
+_SIGMOID: Final = 1
+_SUM_OF_TWO: Final = 1
 
 
 def npu_rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
@@ -58,23 +63,35 @@ def npu_mrope(
     return turned_q, turned_k
 
 
-def npu_moe_gating_top_k(
-    logits: Tensor, bias: Tensor, top_k: int, n_group: int, topk_group: int, renormalize: bool, scale: float
+def chosen(
+    logits: Tensor, bias: Tensor, top_k: int, n_group: int, topk_group: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Sigmoid scores, groups by the sum of their two best; the operator's ids are int32."""
-    require(renormalize, "the operator always divides sigmoid scores by their sum")
+    """Weights, as the logits are stored, and int32 ids of each token's experts; the weights' sum is the scale.
+
+    logits [tokens, experts], bias [experts] of the same dtype -> [tokens, top_k] both. Sigmoid scores, groups by the
+    sum of their two best.
+    """
     weights, ids, _ = torch.ops.npu.npu_moe_gating_top_k(
         logits,
         top_k,
         bias=bias,
         k_group=topk_group,
         group_count=n_group,
-        group_select_mode=1,
+        group_select_mode=_SUM_OF_TWO,
         renorm=0,
-        norm_type=1,
+        norm_type=_SIGMOID,
         routed_scaling_factor=scale,
         eps=1e-20,
     )
+    return weights, ids
+
+
+def npu_moe_gating_top_k(
+    logits: Tensor, bias: Tensor, top_k: int, n_group: int, topk_group: int, renormalize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """In int64, as torch has ids."""
+    require(renormalize, "the operator always divides sigmoid scores by their sum")
+    weights, ids = chosen(logits, bias, top_k, n_group, topk_group, scale)
     return weights, ids.to(torch.int64)
 
 

@@ -6,7 +6,7 @@ each such op on scratch tensors of the shapes that it is about to get; caches an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize.term import size_of
+from glmfuse.capture import nodes_in
 from glmfuse.lowering.ops import COMPILING
 
 Compiled = Callable[[list[Any]], Any]
@@ -36,8 +37,11 @@ class Rehearsal:
     @classmethod
     def of(cls, module: fx.GraphModule) -> Rehearsal:
         """Read a graph, and those that it calls, before an engine changes it."""
-        nodes = [node for graph in _graphs(module) for node in graph.nodes if node.target in COMPILING]
-        calls = tuple((node.target, tuple(_value(argument) for argument in node.args)) for node in nodes)
+        calls = tuple(
+            (node.target, tuple(_value(argument) for argument in node.args))
+            for node in nodes_in(module)
+            if isinstance(node.target, OpOverload) and node.target in COMPILING
+        )
         return cls(calls, tuple(node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"))
 
     def before(self, compiled: Compiled) -> Compiled:
@@ -71,12 +75,6 @@ class _Kind:
     stride: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-
-
-def _graphs(module: fx.GraphModule) -> Iterator[fx.Graph]:
-    for inner in module.modules():
-        if isinstance(inner, fx.GraphModule):
-            yield inner.graph
 
 
 def _value(argument: Any) -> Any:

@@ -10,9 +10,10 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize import INPUT, Canonical, Op, Term, terms_in
+from glmfuse.capture import device_of
 from glmfuse.matching.check import Checker, Site, SiteTrace
 from glmfuse.matching.escape import is_cheap
-from glmfuse.matching.examples import EXAMPLE_DEVICE, variants
+from glmfuse.matching.examples import variants
 from glmfuse.matching.index import Definition, Index
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.matcher import match_at
@@ -51,7 +52,7 @@ def find(
     index = Index.of(canonical)
     checker = Checker(canonical, index, traces, sizes)
     found = Found()
-    kinds = Kinds(_float_dtypes(canonical), _device_of(canonical))
+    kinds = Kinds(_float_dtypes(canonical), device_of(term.val for term in canonical.terms))
     for level in sorted({pattern.level for pattern in patterns}):
         sites = [
             site
@@ -127,12 +128,6 @@ def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
     vals = (term.val for term in canonical.terms)
     found = {val.dtype for val in vals if isinstance(val, torch.Tensor) and val.dtype.is_floating_point}
     return tuple(sorted(found, key=str))
-
-
-def _device_of(canonical: Canonical) -> str:
-    """The kind of device that a graph computes on; a CPU's tensors may be among those of another."""
-    kinds = (term.val.device.type for term in canonical.terms if isinstance(term.val, torch.Tensor))
-    return next((kind for kind in kinds if kind != EXAMPLE_DEVICE), EXAMPLE_DEVICE)
 
 
 def _near_misses(patterns: Sequence[Pattern], index: Index, kinds: Kinds, found: Found) -> None:

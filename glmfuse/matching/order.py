@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import fx
 
-from glmfuse.canonicalize.schema import is_pure, is_view, is_write, written_arguments
+from glmfuse.canonicalize.memory import written_by
+from glmfuse.canonicalize.schema import is_pure, is_view, is_write
 
 
 def kept_order(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -24,8 +25,7 @@ def kept_order(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 def _reads_around(write: fx.Node, position: Mapping[fx.Node, int]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """What must read a tensor, or a view of it, before this node writes it, and what after that."""
-    written = [write.args[index] for index in written_arguments(write.target)]  # type: ignore[arg-type]
-    aliases = [node for node in written if isinstance(node, fx.Node)]
+    aliases = written_by(write)
     for alias in aliases:
         for user in alias.users:
             if position[user] < position[write]:

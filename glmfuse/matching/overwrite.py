@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import fx
 from torch._ops import OpOverload
 
-from glmfuse.canonicalize.memory import origin, readers
-from glmfuse.canonicalize.schema import is_write, written_arguments
+from glmfuse.canonicalize.memory import origin, readers, written_by
+from glmfuse.canonicalize.schema import is_write
 from glmfuse.matching.check import Site
 from glmfuse.matching.cone import tensor_inputs
 from glmfuse.matching.layout import Layout
@@ -63,7 +63,7 @@ def _kept(updated: fx.Node, result: fx.Node) -> str | None:
     for reader in readers(result):
         if reader.op == "output":
             return "the new value is also returned"
-        if is_write(reader) and not _writes(reader, updated):
+        if is_write(reader) and updated not in written_by(reader):
             return f"the new value is also written by {reader.name}"
     return None
 
@@ -79,7 +79,3 @@ def _write_back(updated: fx.Node, result: fx.Node) -> Overwrite | str:
     if not is_plain or write.users:
         return f"{write.name} does not write the result, and nothing else, into {updated.name}"
     return Overwrite(write)
-
-
-def _writes(write: fx.Node, target: fx.Node) -> bool:
-    return any(write.args[index] is target for index in written_arguments(write.target))  # type: ignore[arg-type]

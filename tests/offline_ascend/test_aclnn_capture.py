@@ -14,6 +14,7 @@ from tests.offline_ascend.standin.log import record
 from tests.support.graphs import same_bits
 
 
+@pytest.mark.usefixtures("out_operators_unchecked")
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_capture_and_replay_give_the_bits_of_eager_calls(name: str, variant: Variant) -> None:
     drawn = arguments(name, variant, torch.bfloat16, 1)

@@ -5,6 +5,7 @@ The first tests are the smallest cases of what looked wrong at first; their name
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -98,20 +99,41 @@ def test_a_new_shape_is_captured_again_and_a_known_one_replayed() -> None:
     assert (seen.captures, seen.replays) == (2, 4)
 
 
+def attend_to(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+    found: Tensor = torch.ops.npu.npu_fused_infer_attention_score(
+        q * 2, k, v, num_heads=4, num_key_value_heads=2, input_layout="BNSD", scale=0.25,
+        actual_seq_lengths_kv=[length, length],
+    )[0]  # fmt: skip
+    return found
+
+
+def attended() -> list[Tensor]:
+    """q [2, 4, 1, 16], k and v [2, 2, 32, 16]."""
+    return [torch.randn(2, heads, tokens, 16, dtype=BF16) for heads, tokens in ((4, 1), (2, 32), (2, 32))]
+
+
+def test_an_out_operator_hands_back_its_arguments_which_torch_does_not_allow() -> None:
+    model = compiled(attend_to)
+    with pytest.raises(RuntimeError, match="npu_fused_infer_attention_score.out.*may not alias"):
+        model(*(value.npu() for value in attended()), 5)
+
+
+def test_the_engine_calls_out_operators_without_a_word() -> None:
+    model = torch.compile(lambda q, k, v: attend_to(q, k, v, 5), backend="glmfuse", fullgraph=True)
+    tensors = attended()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = model(*(value.npu() for value in tensors))
+    assert torch.equal(found.cpu(), attend_to(*tensors, 5))
+
+
+@pytest.mark.usefixtures("out_operators_unchecked")
 def test_lengths_on_the_host_are_updated_in_a_captured_graph() -> None:
-    q = torch.randn(2, 4, 1, 16, dtype=BF16)
-    k, v = torch.randn(2, 2, 32, 16, dtype=BF16), torch.randn(2, 2, 32, 16, dtype=BF16)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-        return torch.ops.npu.npu_fused_infer_attention_score(
-            q * 2, k, v, num_heads=4, num_key_value_heads=2, input_layout="BNSD", scale=0.25,
-            actual_seq_lengths_kv=[length, length],
-        )[0]  # fmt: skip
-
-    model = compiled(attend, dynamic=True)
+    q, k, v = attended()
+    model = compiled(attend_to, dynamic=True)
     with record() as seen:
         for length in (5, 6, 30, 9):
-            assert torch.equal(model(q.npu(), k.npu(), v.npu(), length).cpu(), attend(q, k, v, length))
+            assert torch.equal(model(q.npu(), k.npu(), v.npu(), length).cpu(), attend_to(q, k, v, length))
     assert (seen.captures, seen.replays) == (1, 4)
     assert seen.updated == ["npu.npu_fused_infer_attention_score.out"] * 4
 

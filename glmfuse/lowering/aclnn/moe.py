@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glmfuse.dialects.npu import chosen
 from glmfuse.lowering.aclnn.gain import gain_of
 from glmfuse.lowering.aclnn.grouped_mlp import LAUNCHES, OPS, experts, groupable
 from glmfuse.lowering.aclnn.kernel import AclnnKernel
 from glmfuse.lowering.aclnn.limits import FLOATS, alike, first, stored
-from glmfuse.lowering.aclnn.route_topk import chosen, routable
+from glmfuse.lowering.aclnn.route_topk import routable
 from glmfuse.matching.select import Gain, Request
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.swiglu import swiglu
@@ -35,7 +36,7 @@ def _moe(
     """Routed and shared experts are summed in fp32 and rounded once; the pattern rounds both summands."""
     rows = x.view(-1, x.shape[-1])
     logits = linear(rows.to(torch.float32), w_router.to(torch.float32), None)
-    weights, ids = chosen(logits, bias, top_k, n_group, topk_group, scale)
+    weights, ids = chosen(logits, bias.to(logits.dtype), top_k, n_group, topk_group, scale)
     shared = _shared(rows, w_shared_gate, w_shared_up, w_shared_down)
     return experts(rows, weights, ids, w_gate_up, w_down, shared).view(x.shape)
 

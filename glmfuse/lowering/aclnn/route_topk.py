@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from glmfuse.dialects.npu import chosen
 from glmfuse.lowering.aclnn.gain import gain_of
 from glmfuse.lowering.aclnn.kernel import AclnnKernel
 from glmfuse.lowering.aclnn.limits import FLOATS, at_most, first, stored
@@ -18,35 +19,13 @@ from glmfuse.matching.select import Request
 
 _EXPERTS: Final = 2048
 _BLOCK: Final = 32
-_SIGMOID: Final = 1
-_SUM_OF_TWO: Final = 1
-
-
-def chosen(logits: Tensor, bias: Tensor, top_k: int, n_group: int, topk_group: int, scale: float) -> list[Tensor]:
-    """Weights, as the logits are stored, and int32 ids of each token's experts; the weights' sum is the scale.
-
-    logits [tokens, experts], bias [experts] -> [tokens, top_k] both. The operator wants one dtype of both.
-    """
-    weights, ids, _ = torch.ops.npu.npu_moe_gating_top_k(
-        logits,
-        top_k,
-        bias=bias.to(logits.dtype),
-        k_group=topk_group,
-        group_count=n_group,
-        group_select_mode=_SUM_OF_TWO,
-        renorm=0,
-        norm_type=_SIGMOID,
-        routed_scaling_factor=scale,
-        eps=1e-20,
-    )
-    return [weights, ids]
 
 
 def _route_topk(
     logits: Tensor, bias: Tensor, top_k: int, n_group: int, topk_group: int, renormalize: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """In fp32 throughout, as the pattern."""
-    weights, ids = chosen(logits, bias, top_k, n_group, topk_group, scale)
+    weights, ids = chosen(logits, bias.to(logits.dtype), top_k, n_group, topk_group, scale)
     return weights, ids.to(torch.int64)
 
 

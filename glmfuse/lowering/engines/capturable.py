@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import torch
 from torch import fx
 
+from glmfuse.capture import nodes_in
 from glmfuse.lowering.verify import COMPARE
 
 _FORCED: Final = "engine_options={'force_eager': True}"
@@ -21,20 +21,14 @@ _ON_THE_HOST: Final = (
 
 def not_capturable(module: fx.GraphModule) -> str | None:
     """Why a graph cannot be captured, with what to do, or None."""
-    if any(node.target is _GROUPED for node in _nodes(module)) and not _has_kernel("aten::_grouped_mm"):
+    if any(node.target is _GROUPED for node in nodes_in(module)) and not _has_kernel("aten::_grouped_mm"):
         return _ON_THE_HOST
     return None
 
 
 def compares(module: fx.GraphModule) -> bool:
     """Whether the graph is compiled with `verify`, which compares on the host."""
-    return any(node.target is COMPARE for node in _nodes(module))
-
-
-def _nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
-    for inner in module.modules():
-        if isinstance(inner, fx.GraphModule):
-            yield from inner.graph.nodes
+    return any(node.target is COMPARE for node in nodes_in(module))
 
 
 def _has_kernel(op: str) -> bool:

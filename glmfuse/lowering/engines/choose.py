@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
+from glmfuse.capture import device_of
 from glmfuse.errors import OptionError, UnavailableError
 from glmfuse.lowering.engines.eager import EAGER
 from glmfuse.lowering.engines.engine import Engine
@@ -43,9 +42,3 @@ def _named(name: str, device: str) -> Engine:
     if (reason := engine.unavailable(device)) is not None:
         raise UnavailableError("engine", name, reason)
     return engine
-
-
-def device_of(inputs: Sequence[Any]) -> str:
-    """The kind of device that a graph's inputs are on; a CPU's tensors may be among those of another."""
-    devices = [value.device.type for value in inputs if isinstance(value, torch.Tensor)]
-    return next((device for device in devices if device != "cpu"), "cpu")

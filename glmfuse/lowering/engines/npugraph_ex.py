@@ -16,11 +16,10 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._guards import detect_fake_mode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from glmfuse.ascend import installed
-from glmfuse.ascend.versions import engines_of
 from glmfuse.errors import UnavailableError
 from glmfuse.lowering.engines.capturable import compares, not_capturable
 from glmfuse.lowering.engines.engine import Engine, Handoff, check_options
+from glmfuse.lowering.engines.torch_npu import engines_here, mark_static, unchecked
 from glmfuse.lowering.rehearse import Rehearsal
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -45,13 +44,12 @@ def _compile(handoff: Handoff) -> Callable[..., Any]:
     check_options("npugraph_ex", options, _options())
     if not options.get("force_eager") and (reason := not_capturable(handoff.graph_module)) is not None:
         raise UnavailableError("engine", "npugraph_ex", reason)
-    for place in handoff.static:
-        handoff.inputs[place]._torchair_is_parameter = True  # its address is part of the capture: no copy each call
+    mark_static(handoff)
     _propagate(handoff)
     _write_caches_in_place()
     rehearsal = Rehearsal.of(handoff.graph_module)
     compiled = make_boxed_func(npugraph_ex.compile_fx(handoff.graph_module, list(handoff.inputs), options))
-    return compiled if options.get("force_eager") else rehearsal.before(compiled)  # it captures at the first call
+    return unchecked(compiled if options.get("force_eager") else rehearsal.before(compiled))  # captured at first
 
 
 def _propagate(handoff: Handoff) -> None:
@@ -88,14 +86,12 @@ def _decompositions() -> Mapping[Any, Callable[..., Any]]:
 
 
 def _options() -> frozenset[str]:
-    found = engines_of(installed.torch_npu_version() or "")
+    found = engines_here()
     return frozenset() if isinstance(found, str) else found.options
 
 
 def _unavailable(device: str) -> str | None:
-    if (reason := installed.unavailable()) is not None:
-        return reason
-    found = engines_of(installed.torch_npu_version() or "")
+    found = engines_here()
     return found if isinstance(found, str) else found.npugraph_ex
 
 

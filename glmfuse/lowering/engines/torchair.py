@@ -13,10 +13,9 @@ from typing import Any
 from torch import fx
 from torch._functorch._aot_autograd.utils import make_boxed_func
 
-from glmfuse.ascend import installed
-from glmfuse.ascend.versions import engines_of
 from glmfuse.errors import OptionError, UnavailableError
 from glmfuse.lowering.engines.engine import Engine, Handoff
+from glmfuse.lowering.engines.torch_npu import engines_here, mark_static
 
 _NO_CONVERTER = ("ge_converter is not implemented", "auto-generated converter", "No AscendIR")
 """How torchair says so, of torch's operators and of others."""
@@ -29,8 +28,7 @@ def _compile(handoff: Handoff) -> Callable[..., Any]:
     import torchair
 
     config = _config(handoff.options)
-    for place in handoff.static:
-        handoff.inputs[place]._torchair_is_parameter = True
+    mark_static(handoff)
     try:
         compiled = torchair.get_compiler(config)(handoff.graph_module, list(handoff.inputs))
     except Exception as error:
@@ -86,9 +84,7 @@ def _compile_unfused(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Cal
 
 
 def _unavailable(device: str) -> str | None:
-    if (reason := installed.unavailable()) is not None:
-        return reason
-    if isinstance(found := engines_of(installed.torch_npu_version() or ""), str):
+    if isinstance(found := engines_here(), str):
         return found
     if "npugraph_ex.npu_fx_compiler" in sys.modules and "torchair._ge_concrete_graph" not in sys.modules:
         return (
