@@ -50,6 +50,13 @@ class ConfigError(GlmfuseError):
     """A model configuration cannot be read or built."""
 
 
+class WeightError(GlmfuseError):
+    """A tensor of a quantised layer is not what its type, its sizes or the chip ask for."""
+
+    def __init__(self, layer: str, expected: str, found: object) -> None:
+        super().__init__(f"{layer}: expected {expected}, found {found}")
+
+
 class KernelError(GlmfuseError):
     """A kernel did not compile or run, in the toolchain's own words."""
 

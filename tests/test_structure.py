@@ -34,6 +34,7 @@ LAYERS = (
     ("lowering",),
     ("rows", "left_over", "fuse"),
     ("breaks", "backend"),
+    ("quantization",),
     ("dry_run", "huggingface"),
     ("cli",),
 )

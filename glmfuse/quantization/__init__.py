@@ -1,0 +1,1 @@
+"""Quantised models: what checkpoints hold, and what kernels read."""
