@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
+from glmfuse.errors import QuantizationError
 from glmfuse.quantization.prepare import int4, nz
 
 SEEDS = range(12)
@@ -84,14 +84,14 @@ def test_both_versions_of_a_held_weight_are_read_alike(experts: tuple[int, ...])
     ],
 )
 def test_what_is_no_int4_weight_is_refused(weight: Tensor, says: str) -> None:
-    with pytest.raises(WeightError, match=says):
+    with pytest.raises(QuantizationError, match=says):
         int4.as_read(weight, 24, 16, "layer 3")
 
 
 def test_what_does_not_fill_bytes_or_words_is_refused() -> None:
-    with pytest.raises(WeightError, match="an even number of int4, found 5 by 2"):
+    with pytest.raises(QuantizationError, match="an even number of int4, found 5 by 2"):
         int4.pack_bytes(drawn(3, 5))
-    with pytest.raises(WeightError, match="a multiple of 8 int4 along the last axis, found 12 by 8"):
+    with pytest.raises(QuantizationError, match="a multiple of 8 int4 along the last axis, found 12 by 8"):
         int4.pack_words(drawn(3, 12))
 
 
@@ -124,7 +124,7 @@ def test_int4_lies_alike_whether_it_is_packed_before_or_after() -> None:
 
 
 def test_what_is_no_matrix_or_no_such_matrix_in_nz_is_refused() -> None:
-    with pytest.raises(WeightError, match="expected a matrix"):
+    with pytest.raises(QuantizationError, match="expected a matrix"):
         nz.to_nz(torch.zeros(7))
-    with pytest.raises(WeightError, match=r"expected fractals \[2, 3, 16, 32\], found \[1, 3, 16, 32\]"):
+    with pytest.raises(QuantizationError, match=r"expected fractals \[2, 3, 16, 32\], found \[1, 3, 16, 32\]"):
         nz.from_nz(nz.to_nz(torch.ones(48, 32, dtype=torch.int8)), 48, 33)

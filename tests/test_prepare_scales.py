@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
+from glmfuse.errors import QuantizationError
 from glmfuse.patterns import quant_linear, quantize
 from glmfuse.quantization.prepare import assist, scale_word, static, two_levels
+from glmfuse.quantization.schemes import SHARDS
 
 SEEDS = range(4)
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -66,9 +67,9 @@ def test_the_bits_of_a_scale_are_widened_and_come_back() -> None:
 
 
 def test_scales_that_are_no_fp32_are_refused() -> None:
-    with pytest.raises(WeightError, match=r"q_proj: expected scale \[3\] of float32, found \[3\] of bfloat16"):
+    with pytest.raises(QuantizationError, match=r"q_proj: expected scale \[3\] of float32, found \[3\] of bfloat16"):
         scale_word.wide_bits(torch.ones(3, dtype=BF16), "q_proj")
-    with pytest.raises(WeightError, match=r"expected offset \[3\] of float32, found \[2\]"):
+    with pytest.raises(QuantizationError, match=r"expected offset \[3\] of float32, found \[2\]"):
         scale_word.trans_quant_param(torch.ones(3), torch.ones(2))
 
 
@@ -92,11 +93,11 @@ def _places(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def test_levels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(WeightError, match=r"o_proj: expected weight_scale_second \[8, 2\], found \[7, 2\]"):
+    with pytest.raises(QuantizationError, match=r"o_proj: expected weight_scale_second \[8, 2\], found \[7, 2\]"):
         two_levels.fold(scales(8, 1), scales(7, 2), "o_proj")
-    with pytest.raises(WeightError, match=r"expected weight_scale \[8, 1\], found \[8, 2\]"):
+    with pytest.raises(QuantizationError, match=r"expected weight_scale \[8, 1\], found \[8, 2\]"):
         two_levels.fold(scales(8, 2), None)
-    with pytest.raises(WeightError, match="o_proj: expected inputs in whole groups, found 48 by 5"):
+    with pytest.raises(QuantizationError, match="o_proj: expected inputs in whole groups, found 48 by 5"):
         two_levels.group_size(48, scales(5, 8), "o_proj")
 
 
@@ -129,11 +130,11 @@ def test_the_bias_is_what_two_signed_halves_of_a_row_lack() -> None:
 
 def test_columns_of_scale_bias_add_up_to_the_whole() -> None:
     values, scale = int4(64, 6), scales(1, 6)
-    columns = assist.scale_bias(values, scale, assist.PARTS)
+    columns = assist.scale_bias(values, scale, SHARDS)
     whole = assist.assist_of(columns, 6)
     torch.testing.assert_close(whole, assist.assist_bias(values, scale), rtol=1e-5, atol=0)
     assert torch.equal(assist.assist_of(columns[:, :1], 6), columns[:, 0])
-    with pytest.raises(WeightError, match=r"down_proj: expected scale_bias \[8, 16\], found \[6, 16\]"):
+    with pytest.raises(QuantizationError, match=r"down_proj: expected scale_bias \[8, 16\], found \[6, 16\]"):
         assist.assist_of(columns, 8, "down_proj")
 
 
@@ -144,9 +145,9 @@ def test_sixteen_columns_are_dealt_out_where_inputs_are_split(ranks: int) -> Non
 
 
 def test_more_ranks_than_columns_are_refused_where_inputs_are_split() -> None:
-    with pytest.raises(WeightError, match=r"down_proj: expected at most 16 ranks .* version 1.0.0, found tp 32"):
+    with pytest.raises(QuantizationError, match=r"down_proj: expected at most 16 ranks .* version 1.0.0, found tp 32"):
         assist.scale_bias_columns(True, 32, "down_proj")
-    with pytest.raises(WeightError, match=r"down_proj: expected a number of ranks .* divides 16, found 16 by 3"):
+    with pytest.raises(QuantizationError, match=r"down_proj: expected a number of ranks .* divides 16, found 16 by 3"):
         assist.scale_bias_columns(True, 3, "down_proj")
     assert assist.scale_bias_columns(False, 32) == 1
 
@@ -200,11 +201,11 @@ def test_a_static_linear_is_the_float_one_up_to_its_roundings() -> None:
     ],
 )
 def test_what_is_no_scale_of_inputs_is_refused(scale: Tensor, says: str) -> None:
-    with pytest.raises(WeightError, match=says):
+    with pytest.raises(QuantizationError, match=says):
         static.input_scale(scale, torch.tensor([0], dtype=torch.int8), 8, "k_proj")
 
 
 def test_a_bias_that_int32_cannot_hold_is_refused() -> None:
     weight, offset = torch.ones(2, 3, dtype=torch.int8), torch.tensor([1])
-    with pytest.raises(WeightError, match="v_proj: expected a quant_bias in int32, found 1e"):
+    with pytest.raises(QuantizationError, match="v_proj: expected a quant_bias in int32, found 1e"):
         static.quant_bias(weight, offset, torch.full((2,), 1e-10), torch.full((2,), 100.0), "v_proj")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
+from glmfuse.errors import QuantizationError
 from glmfuse.quantization.prepare import assist, int4, two_levels
 from glmfuse.quantization.prepare.shard import AXES, Split, shard
 
@@ -120,5 +120,5 @@ def test_a_part_is_a_copy() -> None:
     ],
 )
 def test_what_does_not_come_apart_is_refused(held: Held, split: Split, says: str) -> None:
-    with pytest.raises(WeightError, match=says):
+    with pytest.raises(QuantizationError, match=says):
         shard(held, split, "model.layers.3.mlp.down_proj")

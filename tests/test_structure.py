@@ -34,8 +34,8 @@ LAYERS = (
     ("lowering",),
     ("rows", "left_over", "fuse"),
     ("breaks", "backend"),
-    ("quantization",),
     ("dry_run", "huggingface"),
+    ("quantization",),
     ("cli",),
 )
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT)

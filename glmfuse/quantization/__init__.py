@@ -1,1 +1,1 @@
-"""Quantised models: what checkpoints hold, and what kernels read."""
+"""Quantised GLM: schemes, the checkpoints that hold them, and what models and kernels make of them."""

@@ -7,17 +7,13 @@ is missing, which version 1.0.0 of ModelSlim holds as `scale_bias` and the opera
 from __future__ import annotations
 
 from math import gcd
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
-from glmfuse.quantization.prepare.expect import divides, shaped
+from glmfuse.quantization.prepare.expect import divides, refusal, shaped
 from glmfuse.quantization.prepare.two_levels import group_size
-
-PARTS: Final = 16
-"""A row-parallel layer has scale_bias for each sixteenth of its inputs, so that up to 16 ranks find theirs."""
+from glmfuse.quantization.schemes import SHARDS
 
 
 def scale_bias(values: Tensor, scale: Tensor, parts: int, layer: str = "weight") -> Tensor:
@@ -28,7 +24,7 @@ def scale_bias(values: Tensor, scale: Tensor, parts: int, layer: str = "weight")
     update_bias_compressed_tensors of w4a8.py, where each W * s is rounded too; the columns by its 5f8b1699ae.
 
     Raises:
-        WeightError: the inputs are no whole number of groups, or of parts.
+        QuantizationError: the inputs are no whole number of groups, or of parts.
     """
     inputs = values.shape[-2]
     size = group_size(inputs, scale, layer)
@@ -44,7 +40,7 @@ def assist_bias(values: Tensor, scale: Tensor, layer: str = "weight") -> Tensor:
     values [..., in, out] int8, scale [..., groups, out] fp32 -> [..., out] fp32.
 
     Raises:
-        WeightError: the inputs are no whole number of groups.
+        QuantizationError: the inputs are no whole number of groups.
     """
     return scale_bias(values, scale, 1, layer).squeeze(-1)
 
@@ -55,20 +51,20 @@ def scale_bias_columns(row_parallel: bool, ranks: int, layer: str = "weight") ->
     Source: vllm-ascend, get_dynamic_quant_param_modelslim of w4a8.py, and its limit of 16 ranks.
 
     Raises:
-        WeightError: sixteen parts cannot be dealt out to so many ranks.
+        QuantizationError: sixteen parts cannot be dealt out to so many ranks.
     """
     if not row_parallel:
         return 1
-    if ranks > PARTS:
-        raise WeightError(layer, f"at most {PARTS} ranks (tp) for W4A8_DYNAMIC of version 1.0.0", f"tp {ranks}")
-    return divides(layer, ranks, PARTS, f"a number of ranks (tp) that divides {PARTS}")
+    if ranks > SHARDS:
+        raise refusal(layer, f"at most {SHARDS} ranks (tp) for W4A8_DYNAMIC of version 1.0.0", f"tp {ranks}")
+    return divides(layer, ranks, SHARDS, f"a number of ranks (tp) that divides {SHARDS}")
 
 
 def assist_of(held: Tensor, outputs: int, layer: str = "weight") -> Tensor:
     """scale_bias as the operators take it: the sum over its columns.  [..., out, columns] -> [..., out] fp32.
 
     Raises:
-        WeightError: it is not of so many outputs.
+        QuantizationError: it is not of so many outputs.
     """
     wanted = (*held.shape[:-2], outputs, held.shape[-1])
     return shaped(layer, "scale_bias", held, wanted).to(torch.float32).sum(-1)

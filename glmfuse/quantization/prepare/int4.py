@@ -11,8 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
-from glmfuse.quantization.prepare.expect import divides
+from glmfuse.quantization.prepare.expect import divides, refusal
 
 LEAST, MOST = -8, 7
 TO_A_WORD: Final = 8
@@ -24,11 +23,11 @@ def pack_bytes(values: Tensor, layer: str = "int4") -> Tensor:
     Source: vllm-ascend, _pack_int4_to_int8 of w4a8.py; ModelSlim's version 1.0.0 holds weights so.
 
     Raises:
-        WeightError: an odd number of values, or one that is no int4.
+        QuantizationError: an odd number of values, or one that is no int4.
     """
     divides(layer, 2, values.shape[-1], "an even number of int4")
     if values.numel() and (values.min() < LEAST or values.max() > MOST):
-        raise WeightError(layer, f"int4, {LEAST} to {MOST}", f"{int(values.min())} to {int(values.max())}")
+        raise refusal(layer, f"int4, {LEAST} to {MOST}", f"{int(values.min())} to {int(values.max())}")
     nibbles = (values.to(torch.int16) & 0xF).unflatten(-1, (-1, 2))
     return (nibbles[..., 0] | nibbles[..., 1] << 4).to(torch.uint8)
 
@@ -45,7 +44,7 @@ def words(packed: Tensor, layer: str = "int4") -> Tensor:
     Source: npu_convert_weight_to_int4pack of op-plugin 517f2e7; _pack_to_int32 of vllm-ascend's w4a8.py.
 
     Raises:
-        WeightError: the last axis has no whole words.
+        QuantizationError: the last axis has no whole words.
     """
     divides(layer, TO_A_WORD, 2 * packed.shape[-1], f"a multiple of {TO_A_WORD} int4 along the last axis")
     return packed.contiguous().view(torch.int32)
@@ -73,7 +72,7 @@ def as_read(weight: Tensor, inputs: int, outputs: int, layer: str = "int4") -> T
     outputs to each. Source: vllm-ascend, process_weights_after_loading of w4a8.py; its 5f8b1699ae for linears.
 
     Raises:
-        WeightError: it is neither.
+        QuantizationError: it is neither.
     """
     shape = tuple(weight.shape[-2:])
     if weight.dtype == torch.int8 and shape == (outputs // 2, inputs):
@@ -81,4 +80,4 @@ def as_read(weight: Tensor, inputs: int, outputs: int, layer: str = "int4") -> T
     if weight.dtype == torch.int8 and shape == (outputs, inputs):
         return pack_bytes(weight.mT, layer)
     wanted = f"weight [{outputs}, {inputs}], or [{outputs // 2}, {inputs}] of version 1.0.0, of int8"
-    raise WeightError(layer, wanted, f"{list(weight.shape)} of {str(weight.dtype).removeprefix('torch.')}")
+    raise refusal(layer, wanted, f"{list(weight.shape)} of {str(weight.dtype).removeprefix('torch.')}")

@@ -10,8 +10,8 @@ from typing import Final
 
 from torch import Tensor
 
-from glmfuse.errors import WeightError
 from glmfuse.lowering.pypto.launch.formats import in_nz
+from glmfuse.quantization.prepare.expect import refusal
 
 ROWS: Final = 16
 BYTES: Final = 32
@@ -24,10 +24,10 @@ def to_nz(matrix: Tensor) -> Tensor:
     torch_npu 2.13 allocates as much for it.
 
     Raises:
-        WeightError: it is no matrix.
+        QuantizationError: it is no matrix.
     """
     if matrix.dim() < 2:
-        raise WeightError("a weight in NZ", "a matrix", f"{list(matrix.shape)}")
+        raise refusal("a weight in NZ", "a matrix", f"{list(matrix.shape)}")
     width = BYTES // matrix.element_size()
     *lead, rows, columns = matrix.shape
     padded = matrix.new_zeros(*lead, rows + -rows % ROWS, columns + -columns % width)
@@ -39,10 +39,10 @@ def from_nz(fractals: Tensor, rows: int, columns: int) -> Tensor:
     """The matrix [..., rows, columns] that lies so.
 
     Raises:
-        WeightError: these are no fractals of such a matrix.
+        QuantizationError: these are no fractals of such a matrix.
     """
     width = BYTES // fractals.element_size()
     wanted = (-(-columns // width), -(-rows // ROWS), ROWS, width)
     if tuple(fractals.shape[-4:]) != wanted:
-        raise WeightError("a weight in NZ", f"fractals {list(wanted)}", f"{list(fractals.shape)}")
+        raise refusal("a weight in NZ", f"fractals {list(wanted)}", f"{list(fractals.shape)}")
     return fractals.movedim(-4, -2).flatten(-2).flatten(-3, -2)[..., :rows, :columns].contiguous()

@@ -24,7 +24,7 @@ def trans_quant_param(scale: Tensor, offset: Tensor | None = None, round_mode: i
     torch_npu, op-plugin 517f2e7; that halves go to the even one is read into its "R_INT".
 
     Raises:
-        WeightError: the scales are no fp32, or the offsets have another shape.
+        QuantizationError: the scales are no fp32, or the offsets have another shape.
     """
     bits = _bits(shaped(layer, "scale", scale, scale.shape, torch.float32))
     if round_mode == 1:
@@ -42,7 +42,7 @@ def wide_bits(scale: Tensor, layer: str = "scale") -> Tensor:
     Source: vllm-ascend, _process_scale of w4a8.py.
 
     Raises:
-        WeightError: the scales are no fp32.
+        QuantizationError: the scales are no fp32.
     """
     return _bits(shaped(layer, "scale", scale, scale.shape, torch.float32))
 

@@ -14,9 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
-from glmfuse.quantization.prepare.assist import PARTS, scale_bias_columns
-from glmfuse.quantization.prepare.expect import divides
+from glmfuse.quantization.prepare.assist import scale_bias_columns
+from glmfuse.quantization.prepare.expect import divides, refusal
+from glmfuse.quantization.schemes import SHARDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +64,12 @@ def shard(tensors: Mapping[str, Tensor], split: Split, layer: str) -> dict[str, 
     """This rank's part of each tensor, by its name in the checkpoint; copies, so that the whole may go.
 
     Raises:
-        WeightError: a tensor is unknown, or does not come apart into so many.
+        QuantizationError: a tensor is unknown, or does not come apart into so many.
     """
     if not 0 <= split.rank < split.ranks:
-        raise WeightError(layer, f"a rank of {split.ranks}", f"rank {split.rank}")
+        raise refusal(layer, f"a rank of {split.ranks}", f"rank {split.rank}")
     if strangers := sorted(set(tensors) - set(AXES)):
-        raise WeightError(layer, f"tensors named {', '.join(AXES)}", ", ".join(strangers))
+        raise refusal(layer, f"tensors named {', '.join(AXES)}", ", ".join(strangers))
     if split.by_inputs and "scale_bias" in tensors:
         _check_parts(tensors["scale_bias"], split, layer)
     return {name: _part(name, tensor, split, layer) for name, tensor in tensors.items()}
@@ -88,5 +88,5 @@ def _part(name: str, tensor: Tensor, split: Split, layer: str) -> Tensor:
 def _check_parts(tensor: Tensor, split: Split, layer: str) -> None:
     """A row-parallel layer has sixteen columns, which so many ranks can share."""
     scale_bias_columns(True, split.ranks, layer)
-    if tensor.shape[-1] != PARTS:
-        raise WeightError(layer, f"scale_bias with {PARTS} columns in a row-parallel layer", list(tensor.shape))
+    if tensor.shape[-1] != SHARDS:
+        raise refusal(layer, f"scale_bias with {SHARDS} columns in a row-parallel layer", list(tensor.shape))

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from glmfuse.errors import WeightError
-from glmfuse.quantization.prepare.expect import shaped
+from glmfuse.quantization.prepare.expect import refusal, shaped
 
 _WORD = 2**31
 
@@ -28,12 +27,12 @@ def input_scale(scale: Tensor, offset: Tensor, inputs: int, layer: str = "layer"
     dtype: to multiply by it is not to divide. Source: vllm-ascend, w8a8_static.py.
 
     Raises:
-        WeightError: they are not one number, or no positive one.
+        QuantizationError: they are not one number, or no positive one.
     """
     shaped(layer, "input_scale", scale, (1,), torch.bfloat16, torch.float16, torch.float32)
     shaped(layer, "input_offset", offset, (1,))
     if not scale.isfinite().all() or scale.item() <= 0:
-        raise WeightError(layer, "a positive input_scale", scale.item())
+        raise refusal(layer, "a positive input_scale", scale.item())
     every = scale.repeat(inputs)
     return InputScale(1 / every, offset.to(scale.dtype).repeat(inputs), every)
 
@@ -46,7 +45,7 @@ def quant_bias(weight: Tensor, offset: Tensor, deq_scale: Tensor, bias: Tensor |
     weights is an exact integer, the quotient fp64. Source: the formula of W8A8 above; ModelSlim's quant_bias.
 
     Raises:
-        WeightError: shapes do not fit, or it is no int32.
+        QuantizationError: shapes do not fit, or it is no int32.
     """
     outputs = weight.shape[0]
     shaped(layer, "deq_scale", deq_scale, (outputs,), torch.float32)
@@ -56,5 +55,5 @@ def quant_bias(weight: Tensor, offset: Tensor, deq_scale: Tensor, bias: Tensor |
         quotient = shaped(layer, "bias", bias, (outputs,)).to(torch.float64) / deq_scale.to(torch.float64)
     exact = (quotient - shift).round()
     if not bool((exact.abs() < _WORD).all()):
-        raise WeightError(layer, "a quant_bias in int32", f"{exact.abs().max().item():.3g}")
+        raise refusal(layer, "a quant_bias in int32", f"{exact.abs().max().item():.3g}")
     return exact.to(torch.int32)

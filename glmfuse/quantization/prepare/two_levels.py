@@ -15,7 +15,7 @@ def fold(scale: Tensor, second: Tensor | None, layer: str = "scale") -> Tensor:
     5f8b1699ae, process_scale_second of w4a8_dynamic.py; the symmetric offsets beside them are zero and not read.
 
     Raises:
-        WeightError: the two do not fit.
+        QuantizationError: the two do not fit.
     """
     lead = scale.shape[:-1]
     wide = shaped(layer, "weight_scale", scale, (*lead, 1)).to(torch.float32)
@@ -29,7 +29,7 @@ def group_size(inputs: int, scale: Tensor, layer: str = "scale") -> int:
     """How many inputs have a scale of their own, of folded scales [..., groups, out].
 
     Raises:
-        WeightError: the inputs are no whole number of groups.
+        QuantizationError: the inputs are no whole number of groups.
     """
     groups = scale.shape[-2]
     return divides(layer, groups, inputs, "inputs in whole groups")
