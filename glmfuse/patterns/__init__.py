@@ -9,6 +9,7 @@ from glmfuse.patterns.attention import attention
 from glmfuse.patterns.cache_update import cache_update
 from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.eager_attention import eager_attention
+from glmfuse.patterns.fake_quantize import fake_quantize, fake_quantize_rows
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
@@ -25,6 +26,8 @@ from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
+from glmfuse.patterns.torchao_int8_linear import torchao_int8_linear
+from glmfuse.patterns.torchao_quantize import torchao_quantize
 
 PATTERNS: tuple[Pattern, ...] = (
     linear,
@@ -48,6 +51,10 @@ PATTERNS: tuple[Pattern, ...] = (
     quantize,
     dynamic_quantize,
     quant_linear,
+    torchao_quantize,
+    torchao_int8_linear,
+    fake_quantize,
+    fake_quantize_rows,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})
