@@ -9,6 +9,7 @@ from glmfuse.patterns.attention import attention
 from glmfuse.patterns.cache_update import cache_update
 from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.eager_attention import eager_attention
+from glmfuse.patterns.fake_quantize import fake_quantize, fake_quantize_rows
 from glmfuse.patterns.fp8_grouped_mlp import fp8_grouped_mlp
 from glmfuse.patterns.fp8_linear import fp8_linear
 from glmfuse.patterns.fp8_quantize import fp8_quantize
@@ -32,6 +33,8 @@ from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
+from glmfuse.patterns.torchao_int8_linear import torchao_int8_linear
+from glmfuse.patterns.torchao_quantize import torchao_quantize
 from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
 from glmfuse.patterns.w4_linear import w4_linear
 
@@ -66,6 +69,10 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_quantize,
     norm_dynamic_quantize,
     norm_fp8_quantize,
+    torchao_quantize,
+    torchao_int8_linear,
+    fake_quantize,
+    fake_quantize_rows,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})
