@@ -45,11 +45,11 @@ class AscendQuantizer(HfQuantizer):  # type: ignore[misc]
         self.checkpoint = checkpoint.open(Path(checkpoint_files[0]).parent)
         self._validate(model)
         replace_layers(model, self.checkpoint)
-        model._keys_to_ignore_on_load_unexpected = [
+        model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
             *mtp.names_of_layers(self.checkpoint, model.config),
             *_NOT_READ,
-        ]
+        }
         return model
 
     def _validate(self, model: Any) -> None:

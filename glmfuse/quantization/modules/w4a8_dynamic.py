@@ -66,8 +66,11 @@ class W4A8DynamicExperts(QuantizedExperts):
 
 
 def _as_read(module: nn.Module, layer: str, name: str, sizes: Linear) -> tuple[Tensor, Tensor]:
-    """weight [..., in, out / 2] uint8 and scale [..., groups, out] fp32 of the tensors that begin with this name."""
+    """weight [..., in, out / 2] uint8 and scale [..., groups, out] fp32 of the tensors that begin with this name.
+
+    compressed-tensors has one level of scales, of groups or of one; ModelSlim has groups in a second level.
+    """
     weight = as_read(getattr(module, name), sizes.inputs, sizes.outputs, layer)
-    by_group = "weight_scale_second" if name == "weight" else f"{name}_scale_second"
     scale = getattr(module, "weight_scale" if name == "weight" else f"{name}_scale")
-    return weight, fold(scale, getattr(module, by_group, None), layer)
+    second = getattr(module, "weight_scale_second" if name == "weight" else f"{name}_scale_second", None)
+    return weight, scale.mT.contiguous() if second is None else fold(scale, second, layer)

@@ -7,7 +7,7 @@ vllm-ascend does: NZ counts bytes.
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,8 @@ def place(layer: T, device: torch.device, name: str = "layer", nz: bool = True) 
     }
     if nz and not isinstance(layer, Fp8):
         there["weight"] = _in_nz(there["weight"], isinstance(layer, Int4))
-    return replace(layer, **there)
+    bare: Any = layer
+    return replace(bare, **there)
 
 
 def _in_nz(weight: Tensor, words: bool) -> Tensor:

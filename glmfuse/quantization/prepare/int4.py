@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from glmfuse.patterns.int4 import pack_int4, unpack_int4
 from glmfuse.quantization.prepare.expect import divides, refusal
 
 LEAST, MOST = -8, 7
@@ -28,14 +29,12 @@ def pack_bytes(values: Tensor, layer: str = "int4") -> Tensor:
     divides(layer, 2, values.shape[-1], "an even number of int4")
     if values.numel() and (values.min() < LEAST or values.max() > MOST):
         raise refusal(layer, f"int4, {LEAST} to {MOST}", f"{int(values.min())} to {int(values.max())}")
-    nibbles = (values.to(torch.int16) & 0xF).unflatten(-1, (-1, 2))
-    return (nibbles[..., 0] | nibbles[..., 1] << 4).to(torch.uint8)
+    return pack_int4(values)
 
 
 def unpack_bytes(packed: Tensor) -> Tensor:
     """[..., n] of bytes -> [..., 2 n] int8; undoes `pack_bytes`."""
-    low, high = (packed.view(torch.int8) << 4) >> 4, packed.view(torch.int8) >> 4
-    return torch.stack([low, high], -1).flatten(-2)
+    return unpack_int4(packed.view(torch.uint8))
 
 
 def words(packed: Tensor, layer: str = "int4") -> Tensor:

@@ -117,11 +117,16 @@ def w4a8_dynamic(tensors: Tensors, layer: str) -> Int4:
     packed = int4.as_read(weight, inputs, outputs, layer)
     scale = _folded(first, tensors.get("weight_scale_second"), layer)
     shaped(layer, "scales", scale, (*weight.shape[:-2], scale.shape[-2], outputs))
+    return int4_layer(packed, scale, tensors.get("scale_bias"), tensors.get("bias"), layer)
+
+
+def int4_layer(packed: Tensor, scale: Tensor, scale_bias: Tensor | None, bias: Tensor | None, layer: str) -> Int4:
+    """The same of what `w4_linear` reads.  packed [..., in, out / 2] uint8, scale [..., groups, out] fp32."""
     return Int4(
         int4.words(packed, layer),
         scale_word.wide_bits(scale.squeeze(-2) if scale.shape[-2] == 1 else to_fp16(scale), layer),
-        _assist(tensors.get("scale_bias"), packed, scale, layer),
-        tensors.get("bias"),
+        _assist(scale_bias, packed, scale, layer),
+        bias,
     )
 
 
