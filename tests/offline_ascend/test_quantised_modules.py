@@ -7,7 +7,6 @@ stand-ins' references, which round where the kernels are said to; no chip's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -189,9 +188,7 @@ def test_weights_lie_in_nz_once_and_nothing_casts_in_a_call() -> None:
     assert prepared.weight.untyped_storage().nbytes() == nz.to_nz(int4.as_read(held["weight"], INPUTS, OUTPUTS)).nbytes
     of_bytes = place(layers.w8a8_dynamic(weights8(OUTPUTS, INPUTS), "up_proj"), NPU)
     assert torch_npu.get_npu_format(of_bytes.weight) == 29
-    assert all(
-        value.device == NPU for field in fields(prepared) if (value := getattr(prepared, field.name)) is not None
-    )
+    assert {tensor.device for tensor in prepared if tensor is not None} == {NPU}
     with record() as seen:
         linear.w4a8_dynamic(drawn_x(3, BF16).npu(), prepared)
         linear.w8a8_dynamic(drawn_x(3, BF16).npu(), of_bytes)
