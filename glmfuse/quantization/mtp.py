@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import modeling_layers
 
@@ -29,6 +29,11 @@ class MtpModel(_original):  # type: ignore[misc, valid-type]
     It has the name of the class that it stands for, since transformers finds conversions of weights by it.
     """
 
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        *_original._keys_to_ignore_on_load_unexpected,
+        r"_proj\.(weight_scale|weight_offset|bias)$",
+    ]
+
     def __init__(self, main_model: Any, num_mtp_layers: int) -> None:
         super().__init__(main_model, num_mtp_layers)
         replace_layers(self, main_model.hf_quantizer.checkpoint, checkpoint_names(main_model.config))
@@ -36,6 +41,11 @@ class MtpModel(_original):  # type: ignore[misc, valid-type]
     def get_weight_conversions(self, main_model: Any) -> list[Any]:
         """Those of the model and of this class, with experts' scales for kinds that the model itself has not."""
         return with_scales(super().get_weight_conversions(main_model))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """The names of its weights are those that transformers knows."""
+        return False
 
     @classmethod
     def from_pretrained(cls, main_model: Any, device_map: Any = None, **kwargs: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from glmfuse.quantization import checkpoint, mtp
 from glmfuse.quantization.checkpoint import Checkpoint
 from glmfuse.quantization.config import METHOD
 from glmfuse.quantization.conversions import with_scales
+from glmfuse.quantization.schemes import W8A8
 from glmfuse.quantization.skeleton import after_loading, missing_tensors, replace_layers, weights_of
 
 
@@ -48,7 +51,7 @@ class AscendQuantizer(HfQuantizer):  # type: ignore[misc]
         model._keys_to_ignore_on_load_unexpected = {
             *(model._keys_to_ignore_on_load_unexpected or ()),
             *mtp.names_of_layers(self.checkpoint, model.config),
-            *_NOT_READ,
+            *_not_read(self.checkpoint),
         }
         return model
 
@@ -90,5 +93,9 @@ class AscendQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-_NOT_READ = (r"\.self_attn\.\w+_proj\.(weight_scale|weight_offset|bias)$",)
-"""What ModelSlim may keep beside static scales: deq_scale and quant_bias have been made of it."""
+def _not_read(checkpoint: Checkpoint) -> Iterator[str]:
+    """Patterns of what ModelSlim may keep beside static scales: deq_scale and quant_bias have been made of it."""
+    for module, held in checkpoint.modules.items():
+        if checkpoint.kind_of(module) is W8A8:
+            tensors = W8A8.holds(checkpoint.linear_of(module), checkpoint.form_of(module))
+            yield from (re.escape(f"{module}.{name}") for name in held if tensors[name].optional)

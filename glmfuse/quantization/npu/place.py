@@ -6,7 +6,6 @@ vllm-ascend does: NZ counts bytes.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any, Final, TypeVar
 
 import torch
@@ -33,15 +32,11 @@ def place(layer: T, device: torch.device, name: str = "layer", nz: bool = True) 
     """
     if isinstance(layer, Fp8):
         _check_fp8(name, soc_name())
-    there = {
-        field.name: value.to(device)
-        for field in fields(layer)
-        if isinstance(value := getattr(layer, field.name), Tensor)
-    }
+    there = {field: value.to(device) for field, value in layer._asdict().items() if value is not None}
     if nz and not isinstance(layer, Fp8):
         there["weight"] = _in_nz(there["weight"], isinstance(layer, Int4))
     bare: Any = layer
-    return replace(bare, **there)
+    return bare._replace(**there)
 
 
 def _in_nz(weight: Tensor, words: bool) -> Tensor:

@@ -6,9 +6,8 @@ Tensors may have a leading axis of experts. Beside weights [..., in, out], scale
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ from glmfuse.quantization.prepare.two_levels import fold, to_fp16
 Tensors = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class W8A8:
+class W8A8(NamedTuple):
     """factor, offset, inverse [in] of the model's dtype; weight [in, out] int8; deq_scale [out], quant_bias int32."""
 
     factor: Tensor
@@ -35,8 +33,7 @@ class W8A8:
     quant_bias: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Int8:
+class Int8(NamedTuple):
     """weight [..., in, out] int8; scale [..., out] fp32, or bf16 where a product reads it so; bias [out] or None."""
 
     weight: Tensor
@@ -44,8 +41,7 @@ class Int8:
     bias: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Int4:
+class Int4(NamedTuple):
     """weight [..., in, out / 8] int32; scale [..., out] or [..., groups, out] int64; assist [..., out] fp32; bias."""
 
     weight: Tensor
@@ -54,8 +50,7 @@ class Int4:
     bias: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8:
+class Fp8(NamedTuple):
     """weight [..., in, out] float8_e4m3fn; scale [..., out] fp32; bias [out] or None."""
 
     weight: Tensor
@@ -159,4 +154,4 @@ def in_dtype(layer: Int8, dtype: torch.dtype) -> Int8:
 
     Scales that a checkpoint holds in bf16 lose nothing. Source: the operator's table of dtypes, op-plugin 517f2e7.
     """
-    return replace(layer, scale=layer.scale.to(torch.bfloat16)) if dtype == torch.bfloat16 else layer
+    return layer._replace(scale=layer.scale.to(torch.bfloat16)) if dtype == torch.bfloat16 else layer

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.offline_ascend.standin.references import fp8
 from tests.offline_ascend.standin.references.quant import plain_scale
 from tests.offline_ascend.standin.references.reference import Reference, absent, only
 from tests.offline_ascend.standin.references.rounding import dtype_of, int8, product, unpack
@@ -75,7 +76,8 @@ def grouped_matmul(
     packed = weight[0].dtype == torch.int32
     to = dtype_of(output_dtype, torch.int8 if rows.dtype == torch.int8 else rows.dtype)
     given = _Given(*map(stacked, (bias, scale, antiquant_scale, antiquant_offset, per_token_scale)))
-    one = _floating if rows.dtype != torch.int8 else _eight_by_four if packed else _eight_by_eight
+    is_quantised = rows.dtype in (torch.int8, fp8.FP8)
+    one = _floating if not is_quantised else _eight_by_four if packed else _eight_by_eight
     out = torch.zeros(rows.shape[0], matrices.shape[-1], dtype=to)
     for expert, some in grouped(group_list, group_list_type):
         out[some] = one(rows[some], matrices[expert], given.of(expert, some), to)
@@ -105,7 +107,7 @@ def _floating(x: Tensor, weight: Tensor, given: _Given, to: torch.dtype) -> Tens
 
 
 def _eight_by_eight(x: Tensor, weight: Tensor, given: _Given, to: torch.dtype) -> Tensor:
-    total = product(x, weight)
+    total = fp8.product(x, weight) if x.dtype == fp8.FP8 else product(x, weight)
     whole = given.bias is not None and given.bias.dtype == torch.int32
     if whole:
         total = total + given.bias.double()
