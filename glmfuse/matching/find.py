@@ -125,8 +125,9 @@ def _rarest(graph: SearchGraph, index: Index) -> Term:
 
 
 def _float_dtypes(canonical: Canonical) -> tuple[torch.dtype, ...]:
-    vals = (term.val for term in canonical.terms)
-    found = {val.dtype for val in vals if isinstance(val, torch.Tensor) and val.dtype.is_floating_point}
+    """Those that a model computes in; 8-bit floats are only stored, and patterns that take them say so."""
+    dtypes = {term.val.dtype for term in canonical.terms if isinstance(term.val, torch.Tensor)}
+    found = {dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1}
     return tuple(sorted(found, key=str))
 
 

@@ -50,7 +50,8 @@ def pattern(
     dims: the sizes of each tensor argument, `{"x": "... H", "w": "O H"}`, and, where an int argument is
     a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
     examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
-    tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`. dtypes: those of tensors
+    tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`; {"...": 1} is one leading
+    dimension. dtypes: those of tensors
     that never have it. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
     tensor argument whose new value is the one output, so that kernels may write it in place. carried: optional
     tensors that no result depends on, for spellings whose operators are given them all the same. Raises

@@ -9,14 +9,21 @@ from glmfuse.patterns.attention import attention
 from glmfuse.patterns.cache_update import cache_update
 from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.eager_attention import eager_attention
+from glmfuse.patterns.fp8_grouped_mlp import fp8_grouped_mlp
+from glmfuse.patterns.fp8_linear import fp8_linear
+from glmfuse.patterns.fp8_quantize import fp8_quantize
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.linear_add_rms_norm import linear_add_rms_norm
 from glmfuse.patterns.moe import moe
 from glmfuse.patterns.mtp_head import mtp_head
+from glmfuse.patterns.norm_dynamic_quantize import norm_dynamic_quantize
+from glmfuse.patterns.norm_fp8_quantize import norm_fp8_quantize
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
+from glmfuse.patterns.norm_quantize import norm_quantize
 from glmfuse.patterns.paged_attention import paged_attention
+from glmfuse.patterns.quant_grouped_mlp import quant_grouped_mlp
 from glmfuse.patterns.quant_linear import quant_linear
 from glmfuse.patterns.quantize import quantize
 from glmfuse.patterns.rms_norm import rms_norm
@@ -25,6 +32,8 @@ from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
+from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
+from glmfuse.patterns.w4_linear import w4_linear
 
 PATTERNS: tuple[Pattern, ...] = (
     linear,
@@ -48,6 +57,15 @@ PATTERNS: tuple[Pattern, ...] = (
     quantize,
     dynamic_quantize,
     quant_linear,
+    fp8_quantize,
+    fp8_linear,
+    w4_linear,
+    quant_grouped_mlp,
+    fp8_grouped_mlp,
+    w4_grouped_mlp,
+    norm_quantize,
+    norm_dynamic_quantize,
+    norm_fp8_quantize,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})
