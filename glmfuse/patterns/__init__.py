@@ -17,10 +17,13 @@ from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.linear_add_rms_norm import linear_add_rms_norm
 from glmfuse.patterns.moe import moe
+from glmfuse.patterns.moe_per_token import MOE_PER_TOKEN
 from glmfuse.patterns.mtp_head import mtp_head
 from glmfuse.patterns.norm_dynamic_quantize import norm_dynamic_quantize
 from glmfuse.patterns.norm_fp8_quantize import norm_fp8_quantize
 from glmfuse.patterns.norm_qkv_rope import norm_qkv_rope
+from glmfuse.patterns.norm_qkv_rope_per_token import NORM_QKV_ROPE_PER_TOKEN
+from glmfuse.patterns.norm_qkv_rope_w8a8 import norm_qkv_rope_w8a8
 from glmfuse.patterns.norm_quantize import norm_quantize
 from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.quant_grouped_mlp import quant_grouped_mlp
@@ -30,8 +33,12 @@ from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
 from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
+from glmfuse.patterns.router_mlp_per_token import ROUTER_MLP_PER_TOKEN
+from glmfuse.patterns.router_mlp_w8a8 import router_mlp_w8a8
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
+from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
+from glmfuse.patterns.swiglu_mlp_w8a8 import swiglu_mlp_w8a8
 from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
 from glmfuse.patterns.w4_linear import w4_linear
 
@@ -66,6 +73,13 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_quantize,
     norm_dynamic_quantize,
     norm_fp8_quantize,
+    norm_qkv_rope_w8a8,
+    *NORM_QKV_ROPE_PER_TOKEN,
+    swiglu_mlp_w8a8,
+    *SWIGLU_MLP_PER_TOKEN.values(),
+    router_mlp_w8a8,
+    *ROUTER_MLP_PER_TOKEN,
+    *MOE_PER_TOKEN,
 )
 
 BY_NAME: Mapping[str, Pattern] = MappingProxyType({pattern.name: pattern for pattern in PATTERNS})
