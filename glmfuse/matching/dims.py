@@ -14,7 +14,8 @@ _PRIMES = (
     (17, 23, 31, 41, 47, 59, 67, 73, 83, 97, 103, 109, 127, 137, 149, 157),
     (19, 29, 37, 43, 53, 61, 71, 79, 89, 101, 107, 113, 131, 139, 151, 163),
 )
-_LEADS = ((5, 7), (11,))
+_LEADS = ((5, 7), (11, 3))
+_LEAD_COUNTS = (2, 1)
 _NODES = (ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Name, ast.Load, ast.Constant)
 
 
@@ -51,18 +52,22 @@ def symbols(sizes: Sequence[str]) -> Iterator[str]:
 
 
 def assign(declared: Sequence[Sequence[str]], fixed: Mapping[str, int], which: int) -> dict[str, int]:
-    """A size for each symbol: those of the author's example, and unlike primes for the rest."""
+    """A size for each symbol: those of the author's example, and unlike primes for the rest.
+
+    A count for `...` is passed on.
+    """
     names = dict.fromkeys(name for sizes in declared for name in symbols(sizes))
     free = iter([prime for prime in _PRIMES[which] if prime not in fixed.values()])
-    return {name: fixed[name] if name in fixed else next(free) for name in names}
+    sizes = {name: fixed[name] if name in fixed else next(free) for name in names}
+    return {**sizes, LEAD: fixed[LEAD]} if LEAD in fixed else sizes
 
 
 def evaluate(sizes: Sequence[str], values: Mapping[str, int], which: int) -> tuple[int, ...]:
-    """The shape of a tensor; `...` has two dimensions in the first example and one in the second."""
+    """The shape of a tensor; `...` is as many dimensions as given, or two in the first example, one in the second."""
     shape: list[int] = []
     for size in sizes:
         if size == LEAD:
-            shape.extend(_LEADS[which])
+            shape.extend(_LEADS[which][: values.get(LEAD, _LEAD_COUNTS[which])])
         else:
             shape.append(eval(compile(ast.parse(size, mode="eval"), size, "eval"), {"__builtins__": {}}, dict(values)))
     return tuple(shape)

@@ -22,8 +22,8 @@ _DTYPES = {"weights": torch.float32, "ids": torch.int64}
 def _batched(rows: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
     """Weighted outputs of every choice, [tokens * active, hidden]: each row times a copy of its weights."""
     experts = ids.reshape(-1)
-    hidden = torch.bmm(_take(w_gate_up, experts), rows.unsqueeze(-1)).squeeze(-1)
-    outputs = torch.bmm(_take(w_down, experts), swiglu(hidden, None).unsqueeze(-1)).squeeze(-1)
+    hidden = torch.bmm(take(w_gate_up, experts), rows.unsqueeze(-1)).squeeze(-1)
+    outputs = torch.bmm(take(w_down, experts), swiglu(hidden, None).unsqueeze(-1)).squeeze(-1)
     return outputs * weights.reshape(-1).unsqueeze(-1)
 
 
@@ -40,7 +40,7 @@ def _ends_of_groups(experts: Tensor, count: int) -> Tensor:
     return torch.histc(countable, bins=count, min=0, max=count - 1).cumsum(0, dtype=torch.int32)
 
 
-def _take(x: Tensor, rows: Tensor) -> Tensor:
+def take(x: Tensor, rows: Tensor) -> Tensor:
     """x[rows]; Python's brackets need the device's library, which the trace for a GPU has to do without."""
     taken: Tensor = torch.ops.aten.index.Tensor(x, [rows])
     return taken
@@ -57,7 +57,7 @@ def _places(order: Tensor) -> Tensor:
     return torch.empty_like(order).index_put((order,), torch.arange(order.shape[0], device=order.device))
 
 
-def _combined(outputs: Tensor, x: Tensor, ids: Tensor) -> Tensor:
+def combined(outputs: Tensor, x: Tensor, ids: Tensor) -> Tensor:
     """The sum over the choices of each token, in x's dtype and shape."""
     return outputs.view(*ids.shape, x.shape[-1]).sum(dim=1).to(x.dtype).view(x.shape)
 
@@ -72,23 +72,23 @@ def grouped_mlp(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_do
     grouped_mm_experts_forward of transformers.
     """
     experts, order = torch.sort(ids.reshape(-1))
-    rows = _take(x.view(-1, x.shape[-1]), order // ids.shape[-1])
-    outputs = _grouped(rows, _take(weights.reshape(-1), order).unsqueeze(-1), experts, w_gate_up, w_down)
-    return _combined(_take(outputs, _places(order)), x, ids)
+    rows = take(x.view(-1, x.shape[-1]), order // ids.shape[-1])
+    outputs = _grouped(rows, take(weights.reshape(-1), order).unsqueeze(-1), experts, w_gate_up, w_down)
+    return combined(take(outputs, _places(order)), x, ids)
 
 
 @spelling_of(grouped_mlp)
 def batched_mm(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
     """The same by bmm with gathered weights.  Source: batched_mm_experts_forward of transformers."""
     rows = x.view(-1, x.shape[-1]).repeat_interleave(ids.shape[-1], dim=0)
-    return _combined(_batched(rows, weights, ids, w_gate_up, w_down), x, ids)
+    return combined(_batched(rows, weights, ids, w_gate_up, w_down), x, ids)
 
 
 @spelling_of(grouped_mlp)
 def batched_mm_5_0(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
     """By bmm, with rows taken by token.  Source: batched_mm_experts_forward of transformers 5.0 to 5.5."""
-    rows = _take(x.view(-1, x.shape[-1]), _tokens(ids))
-    return _combined(_batched(rows, weights, ids, w_gate_up, w_down), x, ids)
+    rows = take(x.view(-1, x.shape[-1]), _tokens(ids))
+    return combined(_batched(rows, weights, ids, w_gate_up, w_down), x, ids)
 
 
 @spelling_of(grouped_mlp)
@@ -96,9 +96,9 @@ def grouped_mm_5_0(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w
     """In groups, sorted there and back.  Source: grouped_mm_experts_forward of transformers 5.0."""
     choices = ids.reshape(-1)
     order = torch.sort(choices)[1]
-    rows = _take(_take(x.view(-1, x.shape[-1]), _tokens(ids)), order)
-    outputs = _grouped(rows, _take(weights.reshape(-1, 1), order), _take(choices, order), w_gate_up, w_down)
-    return _combined(_take(outputs, torch.sort(order)[1]), x, ids)
+    rows = take(take(x.view(-1, x.shape[-1]), _tokens(ids)), order)
+    outputs = _grouped(rows, take(weights.reshape(-1, 1), order), take(choices, order), w_gate_up, w_down)
+    return combined(take(outputs, torch.sort(order)[1]), x, ids)
 
 
 @spelling_of(grouped_mlp)
@@ -106,7 +106,7 @@ def grouped_mm_5_5(x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, w
     """In groups, with rows taken by token.  Source: grouped_mm_experts_forward of transformers 5.5."""
     choices = ids.reshape(-1)
     order = torch.sort(choices)[1]
-    rows = _take(x.view(-1, x.shape[-1]), _take(_tokens(ids), order))
-    chosen = _take(weights.reshape(-1), order).unsqueeze(-1)
-    outputs = _grouped(rows, chosen, _take(choices, order), w_gate_up, w_down)
-    return _combined(_take(outputs, _places(order)), x, ids)
+    rows = take(x.view(-1, x.shape[-1]), take(_tokens(ids), order))
+    chosen = take(weights.reshape(-1), order).unsqueeze(-1)
+    outputs = _grouped(rows, chosen, take(choices, order), w_gate_up, w_down)
+    return combined(take(outputs, _places(order)), x, ids)

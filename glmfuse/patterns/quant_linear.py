@@ -7,6 +7,7 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
+from glmfuse.patterns.quantize import HALVES
 
 _DTYPES = {
     "x": torch.int8,
@@ -55,7 +56,7 @@ def quant_linear(
 def _(x: Tensor, w: Tensor, dtype: torch.dtype) -> None:
     require(x.dtype == torch.int8 and w.dtype == torch.int8, "x and w must be int8", f"{x.dtype}, {w.dtype}")
     require(x.dim() == 2 and w.dim() == 2, "x and w must be matrices", f"{x.dim()} and {w.dim()} dimensions")
-    require(dtype in (torch.bfloat16, torch.float16), "the result must be bf16 or fp16", dtype)
+    require(dtype in HALVES, "the result must be bf16 or fp16", dtype)
 
 
 @quant_linear.constraint

@@ -9,7 +9,8 @@ from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
 from glmfuse.patterns.saturated import saturated
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+HALVES = (torch.bfloat16, torch.float16)
+FLOATS = (*HALVES, torch.float32)
 
 
 @pattern(dims={"x": "... H", "scale": "H", "offset": "H", "inverse": "H"}, carried=("inverse",))
