@@ -82,8 +82,10 @@ def test_int8_weights_are_the_nearest_codes(dtype: torch.dtype) -> None:
 
 
 def test_halves_go_to_the_even_code() -> None:
-    weight = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]])
-    assert of(W8A8_DYNAMIC, Form(), weight)["weight"].tolist() == [[127, 0, 2, 2, 0, -2, -2]]
+    """Of scales from 1 to 99: the quotients are exact, while a rounded reciprocal would miss some halves."""
+    halves = [sign * (code + 0.5) for code in range(126) for sign in (1, -1)]
+    weight = torch.arange(1.0, 100).unsqueeze(1) * torch.tensor([127.0, *halves])
+    assert of(W8A8_DYNAMIC, Form(), weight)["weight"].tolist() == [[127, *map(round, halves)]] * 99
 
 
 def test_weights_too_small_to_divide_by_are_zero() -> None:
