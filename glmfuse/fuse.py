@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from glmfuse.canonicalize import canonicalize
+from glmfuse.canonicalize import Canonical, canonicalize
 from glmfuse.left_over import left_over
 from glmfuse.lowering.inline import inline
 from glmfuse.lowering.share import share
@@ -46,9 +46,10 @@ class Fusion:
         only, disable = self.options.only, self.options.disable
         return tuple(p for p in self.patterns if (only is None or p.name in only) and p.name not in disable)
 
-    def searched(self) -> tuple[Pattern, ...]:
-        """Patterns to look for: those wanted, and all that they call."""
-        wanted = self.wanted()
+    def searched(self, canonical: Canonical) -> tuple[Pattern, ...]:
+        """Patterns to look for in a graph: those wanted that may be there, and all that they call."""
+        dtypes = {term.val.dtype for term in canonical.terms if isinstance(term.val, torch.Tensor)}
+        wanted = [pattern for pattern in self.wanted() if pattern.may_be_in(dtypes)]
         names = {name for pattern in wanted for name in self._called(pattern)}
         return tuple(p for p in self.patterns if p in wanted or p.name in names)
 
@@ -83,7 +84,7 @@ def _fuse_body(name: str, module: fx.GraphModule, calls: int, fusion: Fusion, re
     with report.timed("canonicalize"):
         canonical = canonicalize(graph)
     with report.timed("match"):
-        found = find(canonical, fusion.searched(), fusion.traces, ModelSizes(_shape_env(graph)))
+        found = find(canonical, fusion.searched(canonical), fusion.traces, ModelSizes(_shape_env(graph)))
     wanted = {pattern.name for pattern in fusion.wanted()}
     found.sites = [site for site in found.sites if site.match.pattern.name in wanted]
     found.misses = [miss for miss in found.misses if miss.pattern.name in wanted]

@@ -17,7 +17,7 @@ from glmfuse.report.report import GraphReport, Report, Verified
 
 _LIBRARY = torch.library.Library("glmfuse_verify", "DEF")
 _LIBRARY.define(
-    "compare(Tensor[] fused, Tensor[] original, int report, int graph, str site, bool unordered) -> Tensor[]"
+    "compare(Tensor[] fused, Tensor[] original, int report, int graph, str site, int unordered) -> Tensor[]"
 )
 
 
@@ -26,7 +26,7 @@ _VERIFYING: dict[int, Report] = {}
 
 
 def _compare(
-    fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str, unordered: bool
+    fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str, unordered: int
 ) -> list[Tensor]:
     entry = _VERIFYING[report].graphs[graph].verified[site]
     entry.calls += 1
@@ -49,12 +49,12 @@ def _compare(
     return [tensor.clone() for tensor in fused]
 
 
-def _in_one_order(outputs: Sequence[Tensor], unordered: bool) -> list[Tensor]:
-    """Outputs whose last axis is in no order, sorted together by the last of them."""
+def _in_one_order(outputs: Sequence[Tensor], unordered: int) -> list[Tensor]:
+    """Outputs with the first ones, whose last axis is in no order, sorted together by the last of these."""
     if not unordered:
         return list(outputs)
-    order = outputs[-1].argsort(-1)
-    return [output.gather(-1, order) for output in outputs]
+    order = outputs[unordered - 1].argsort(-1)
+    return [*(output.gather(-1, order) for output in outputs[:unordered]), *outputs[unordered:]]
 
 
 def _steps(tensor: Tensor) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def _describe(tensor: Tensor) -> str:
 
 
 def _fake(
-    fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str, unordered: bool
+    fused: Sequence[Tensor], original: Sequence[Tensor], report: int, graph: int, site: str, unordered: int
 ) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor in fused]
 
@@ -106,7 +106,7 @@ def add_comparisons(graph: fx.Graph, fused: Sequence[fx.Node], body: str, report
 
 
 def _add_comparison(
-    graph: fx.Graph, fused: fx.Node, original: Sequence[fx.Node], where: tuple[int, int, str, bool]
+    graph: fx.Graph, fused: fx.Node, original: Sequence[fx.Node], where: tuple[int, int, str, int]
 ) -> None:
     outputs: list[fx.Node] = fused.meta[RESULTS]
     readers: Mapping[fx.Node, list[fx.Node]] = {node: list(node.users) for node in outputs}

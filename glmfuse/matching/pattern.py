@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, NoneType
 from typing import Any
@@ -21,6 +21,9 @@ NAMESPACE = "glmfuse"
 _SCALARS = {float: "float", int: "int", bool: "bool", torch.dtype: "dtype"}
 _IN_SCHEMA = {"tensor": "Tensor", "dtype": "ScalarType"}
 Case = Mapping[str, int | torch.dtype]
+STORED = frozenset({torch.int8, torch.uint8, torch.float8_e4m3fn})
+"""Dtypes of quantised numbers."""
+
 OWN = ""
 """The spelling of a pattern that is its own function."""
 
@@ -87,6 +90,15 @@ class Variant:
         return ", ".join(words) or "full"
 
 
+@dataclass(slots=True)
+class Known:
+    """What tracing a pattern tells: its ops by the optional tensors absent, its level, the patterns that it calls."""
+
+    overloads: dict[frozenset[str], OpOverload] = field(default_factory=dict)
+    level: int = 0
+    calls: frozenset[str] = frozenset()
+
+
 @dataclass(eq=False)
 class Pattern:
     """A registered pattern; call it like the function that it was made from.
@@ -94,11 +106,12 @@ class Pattern:
     parameters: the function's arguments in order. together: optional tensors that come and go as one.
     examples: sizes of symbols for the two traces, where unlike primes do not do.
     cases: sizes, and dtypes of tensors, that make the function another graph, each with its own search graph.
-    dtypes: tensors whose dtype is not the model's. unordered: the last axis
-    of its outputs is in no order, the same for all. updates: the argument whose new value the output is.
+    dtypes: tensors whose dtype is not the model's. unordered: of so many
+    outputs, the first ones, the last axis is in no order, the same for all. updates: the argument whose new value
+    the output is.
     carried: tensors that no result depends on, which operators of a spelling are given all the same.
-    level: 0, or one more than the highest pattern called. spellings: by name, the other
-    functions that compute the same.
+    spellings: by name, the other functions that compute the same. known: what tracing it told; postponed: what
+    traces it, where that is put off until someone asks.
     """
 
     name: str
@@ -109,14 +122,43 @@ class Pattern:
     cases: tuple[Case, ...]
     dtypes: Mapping[str, torch.dtype]
     where: str
-    unordered: bool = False
+    unordered: int = 0
     updates: str | None = None
     carried: frozenset[str] = frozenset()
-    level: int = 0
-    calls: frozenset[str] = frozenset()
     constraints: list[Callable[..., None]] = field(default_factory=list)
-    overloads: dict[frozenset[str], OpOverload] = field(default_factory=dict)
     spellings: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
+    postponed: Callable[[Pattern], None] | None = None
+
+    @property
+    def overloads(self) -> Mapping[frozenset[str], OpOverload]:
+        """Its ops by the optional tensors that are absent."""
+        return self._traced().overloads
+
+    @property
+    def level(self) -> int:
+        """0, or one more than the highest pattern that it calls."""
+        return self._traced().level
+
+    @property
+    def calls(self) -> frozenset[str]:
+        """The names of the patterns that it calls."""
+        return self._traced().calls
+
+    def _traced(self) -> Known:
+        """What tracing tells, after tracing where that was put off."""
+        if self.postponed is not None:
+            trace, self.postponed = self.postponed, None
+            trace(self)
+        return self.known
+
+    def may_be_in(self, dtypes: Container[torch.dtype]) -> bool:
+        """Whether a graph of values of these dtypes has what it takes, by the dtypes that models only store.
+
+        Others may be another dtype at a site than in the examples; asked before the pattern is traced.
+        """
+        stored = (self.dtypes.get(p.name) for p in self.parameters if not p.optional)
+        return all(dtype in dtypes for dtype in stored if dtype in STORED)
 
     def function_of(self, spelling: str) -> Callable[..., Any]:
         """The function of that spelling."""

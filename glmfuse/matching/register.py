@@ -41,21 +41,23 @@ def pattern(
     examples: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
     cases: tuple[Case, ...] = ({},),
     dtypes: Mapping[str, torch.dtype] | None = None,
-    unordered: bool = False,
+    unordered: int = 0,
     updates: str | None = None,
     carried: Iterable[str] = (),
+    postponed: bool = False,
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
-    dims: the sizes of each tensor argument, `{"x": "... H", "w": "O H"}`, and, where an int argument is
-    a size, its symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`.
-    examples: sizes for the two traces where the function does not take any. cases: sizes, and dtypes of
-    tensors, at which it is another graph, `({}, {"P": 0}, {"w": torch.float32})`; {"...": 1} is one leading
-    dimension. dtypes: those of tensors
-    that never have it. unordered: kernels may permute the last axis of the outputs, of all alike. updates: the
-    tensor argument whose new value is the one output, so that kernels may write it in place. carried: optional
-    tensors that no result depends on, for spellings whose operators are given them all the same. Raises
-    PatternError, with the line, when the function is no pattern.
+    dims: the sizes of each tensor argument, `{"x": "... H", "w": "O H"}`, and, where an int argument is a size, its
+    symbol. together: optional tensors that come and go as one, `("w_q_norm w_k_norm",)`. examples: sizes for the
+    two traces where the function does not take any. cases: sizes, and dtypes of tensors, at which it is another
+    graph, `({}, {"P": 0}, {"w": torch.float32})`; {"...": 1} is one leading dimension. dtypes: those of tensors
+    that never have it. unordered: of how many outputs, the first ones, kernels may permute the last axis, of all
+    alike. updates: the tensor argument whose new value is the one output, so that kernels may write it in place.
+    carried: optional tensors that no result depends on, for spellings whose operators are given them all the same.
+    postponed: for patterns of many variants that few models have, trace it when a graph has the dtypes that its
+    tensors must have. Raises PatternError, with the line, when the function is no pattern; a postponed one, when it
+    is traced.
     """
 
     def register(function: Callable[..., Any]) -> Pattern:
@@ -75,7 +77,10 @@ def pattern(
         )
         if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
-        _define(made)
+        if postponed:
+            made.postponed = _define
+        else:
+            _define(made)
         _REGISTERED[name] = made
         return made
 
@@ -129,7 +134,7 @@ def _define(made: Pattern) -> None:
         for chosen in itertools.combinations(structural, size):
             absent = frozenset(itertools.chain(*chosen))
             present = "_".join(group[0] for group in structural if group not in chosen)
-            made.overloads[absent] = _make_op(made, absent, present, passed_on)
+            made.known.overloads[absent] = _make_op(made, absent, present, passed_on)
     for variant in variants(made):
         _read_calls(made, variant)
         _check_scalars(made, variant)
@@ -140,8 +145,8 @@ def _read_calls(made: Pattern, variant: Variant) -> None:
     traced = _try_trace(made, variant)
     ops = [term.op for term in traced.live() if isinstance(term.op, OpOverload) and term.op.namespace == NAMESPACE]
     called = [_REGISTERED[op._schema.name.partition("::")[2]] for op in ops]
-    made.calls |= frozenset(inner.name for inner in called)
-    made.level = max([made.level, *(inner.level + 1 for inner in called)])
+    made.known.calls |= frozenset(inner.name for inner in called)
+    made.known.level = max([made.known.level, *(inner.level + 1 for inner in called)])
 
 
 def _variant(made: Pattern, absent: frozenset[str]) -> Variant:

@@ -19,7 +19,7 @@ _SIZES = (
     dims={"x": "T H", "w": "n_group*M H", "bias": "n_group*M"},
     examples=_SIZES,
     cases=({}, {"w": torch.float32}),  # a router may be stored in fp32 beside a half model, as in vLLM
-    unordered=True,
+    unordered=2,
 )
 def gate_topk(
     x: Tensor,

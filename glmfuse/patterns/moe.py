@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from glmfuse.matching.register import pattern
 from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.grouped_mlp import grouped_mlp
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
+
+Router = tuple[Tensor, Tensor, int, int, int, bool, float]
+"""What `gate_topk` takes beside the rows."""
+
+
+def mixture(
+    x: Tensor, router: Router, routed: Callable[[Tensor, Tensor], Tensor], shared: Callable[[], Tensor]
+) -> Tensor:
+    """`moe` with any experts: `routed` gives those of the weights and ids that the router chooses."""
+    weights, ids = gate_topk(x.view(-1, x.shape[-1]), *router)
+    return routed(weights, ids) + shared()
+
 
 _DIMS = {
     "x": "B S H",
@@ -47,7 +61,10 @@ def moe(
     hidden, width]; the shared expert's weights as swiglu_mlp takes them. The router's scale is on the weights;
     both summands are rounded to x's dtype. Source: Glm4MoeMoE of transformers.
     """
-    rows = x.view(-1, x.shape[-1])
-    weights, ids = gate_topk(rows, w_router, bias, top_k, n_group, topk_group, renormalize, scale)
-    routed = grouped_mlp(x, weights, ids, w_gate_up, w_down)
-    return routed + swiglu_mlp(x, w_shared_gate, w_shared_up, w_shared_down)
+    router = (w_router, bias, top_k, n_group, topk_group, renormalize, scale)
+    return mixture(
+        x,
+        router,
+        lambda weights, ids: grouped_mlp(x, weights, ids, w_gate_up, w_down),
+        lambda: swiglu_mlp(x, w_shared_gate, w_shared_up, w_shared_down),
+    )

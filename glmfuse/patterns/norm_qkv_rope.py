@@ -7,21 +7,47 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
-from glmfuse.patterns.add_rms_norm import add_rms_norm
 from glmfuse.patterns.linear import linear
+from glmfuse.patterns.normed import normed
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
+from glmfuse.patterns.swiglu_mlp import Project
 
-_DIMS = {
+
+def front(
+    x: Tensor,
+    residual: Tensor | None,
+    w_norm: Tensor,
+    project: Project,
+    w_q_norm: Tensor | None,
+    w_k_norm: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    interleaved: bool,
+) -> tuple[Tensor, ...]:
+    """`norm_qkv_rope` with any layers: `project` gives q, k and v, or all in one."""
+    require(not interleaved or w_q_norm is None, "neighbours, or norms of the heads: no model has both")
+    hidden, total = normed(x, residual, w_norm, eps)
+    projected = project(hidden)
+    if len(projected) == 1:
+        widths = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
+        projected = projected[0].split(widths, dim=-1)
+    q = projected[0].unflatten(-1, (num_heads, head_dim))
+    k, v = (each.unflatten(-1, (num_kv_heads, head_dim)) for each in projected[1:])
+    if w_q_norm is not None and w_k_norm is not None:
+        q, k = rms_norm(q, w_q_norm, eps), rms_norm(k, w_k_norm, eps)
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
+    return rotary(q, cos, sin, interleaved), rotary(k, cos, sin, interleaved), v, *total
+
+
+FRONT = {
     "x": "B S H",
     "residual": "B S H",
     "w_norm": "H",
-    "w_q": "N*D H; without w_k: (N+2*K)*D H",
-    "w_k": "K*D H",
-    "w_v": "K*D H",
-    "b_q": "N*D; without w_k: (N+2*K)*D",
-    "b_k": "K*D",
-    "b_v": "K*D",
     "w_q_norm": "D",
     "w_k_norm": "D",
     "cos": "B 1 S 2*R",
@@ -30,10 +56,14 @@ _DIMS = {
     "num_kv_heads": "K",
     "head_dim": "D",
 }
+"""What is the same whatever the layers hold."""
+
+BIASES = {"b_q": "N*D; without w_k: (N+2*K)*D", "b_k": "K*D", "b_v": "K*D"}
+_WEIGHTS = {"w_q": "N*D H; without w_k: (N+2*K)*D H", "w_k": "K*D H", "w_v": "K*D H"}
 _SIZES = ({"R": 5, "D": 29}, {"R": 7, "D": 37})
 
 
-@pattern(dims=_DIMS, together=("w_k w_v", "w_q_norm w_k_norm"), examples=_SIZES)
+@pattern(dims={**FRONT, **_WEIGHTS, **BIASES}, together=("w_k w_v", "w_q_norm w_k_norm"), examples=_SIZES)
 def norm_qkv_rope(
     x: Tensor,
     residual: Tensor | None,
@@ -62,24 +92,13 @@ def norm_qkv_rope(
     One eps serves all norms; interleaved as rotary has it. Source: Glm4MoeDecoderLayer and
     Glm4MoeAttention of transformers.
     """
-    require(not interleaved or w_q_norm is None, "neighbours, or norms of the heads: no model has both")
-    if residual is None:
-        total, hidden = None, rms_norm(x, w_norm, eps)
-    else:
-        hidden, total = add_rms_norm(x, residual, w_norm, eps)
-    if w_k is None:
-        widths = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim]
-        q, k, v = linear(hidden, w_q, b_q).split(widths, dim=-1)
-    else:
-        q, k, v = linear(hidden, w_q, b_q), linear(hidden, w_k, b_k), linear(hidden, w_v, b_v)
-    q = q.unflatten(-1, (num_heads, head_dim))
-    k = k.unflatten(-1, (num_kv_heads, head_dim))
-    v = v.unflatten(-1, (num_kv_heads, head_dim))
-    if w_q_norm is not None:
-        q, k = rms_norm(q, w_q_norm, eps), rms_norm(k, w_k_norm, eps)
-    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-    heads = rotary(q, cos, sin, interleaved), rotary(k, cos, sin, interleaved), v
-    return heads if total is None else (*heads, total)
+
+    def project(hidden: Tensor) -> tuple[Tensor, ...]:
+        layers = ((w_q, b_q), (w_k, b_k), (w_v, b_v))
+        return tuple(linear(hidden, w, b) for w, b in layers if w is not None)
+
+    rest = (w_q_norm, w_k_norm, cos, sin, eps, num_heads, num_kv_heads, head_dim, interleaved)
+    return front(x, residual, w_norm, project, *rest)
 
 
 @norm_qkv_rope.constraint

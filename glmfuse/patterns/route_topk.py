@@ -43,7 +43,7 @@ def _route(
     dims={"logits": "T n_group*M", "bias": "n_group*M"},
     examples=_SIZES,
     dtypes={"logits": torch.float32},
-    unordered=True,
+    unordered=2,
 )
 def route_topk(
     logits: Tensor,

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from glmfuse.matching.register import pattern
 from glmfuse.patterns.linear import linear
 from glmfuse.patterns.swiglu import swiglu
+
+Project = Callable[[Tensor], tuple[Tensor, ...]]
+"""What becomes of [..., hidden] in the layers that read it: [..., out] of each."""
+
+
+def gated(x: Tensor, widen: Project, narrow: Project) -> Tensor:
+    """`swiglu_mlp` with any layers: `widen` gives gate and up, or both in one, `narrow` what comes down."""
+    gate, up, *_ = (*widen(x), None)
+    return narrow(swiglu(gate, up))[0]
 
 
 @pattern(dims={"x": "... H", "w_gate": "I H; without w_up: 2*I H", "w_up": "I H", "w_down": "O I"})
@@ -16,5 +27,5 @@ def swiglu_mlp(x: Tensor, w_gate: Tensor, w_up: Tensor | None, w_down: Tensor) -
     Weights as torch.nn.Linear holds them; without w_up, w_gate has the rows of both, gate first.
     Source: Shazeer 2020, equation 6; Glm4MoeMLP of transformers.
     """
-    up = None if w_up is None else linear(x, w_up, None)
-    return linear(swiglu(linear(x, w_gate, None), up), w_down, None)
+    layers = [w for w in (w_gate, w_up) if w is not None]
+    return gated(x, lambda x: tuple(linear(x, w, None) for w in layers), lambda x: (linear(x, w_down, None),))

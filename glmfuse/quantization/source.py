@@ -31,7 +31,7 @@ def drawn(seed: int, layers: int) -> Source:
 
     def draw(weight: Weight) -> Tensor:
         name = _original(weight.name, layers)
-        generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))  # it reads 32 bits alone
         values = torch.randn(weight.shape, generator=generator)
         if "norm" in name:
             return 1 + 0.2 * values

@@ -94,12 +94,9 @@ _Group = tuple[list[str], tuple[Kind, Form]]
 def _groups(config: Mapping[str, Any]) -> list[_Group]:
     problems, groups = list(_refused(config)), []
     for name, group in (config.get("config_groups") or {}).items():
-        said = _said(group, config)
-        found = next(_kinds_of(said), None)
-        if found is None:
-            problems.append(Problem(name, "an exact FP8 per token, W8A8 dynamic or W4A8 dynamic scheme", _short(said)))
-        else:
-            groups.append((list(group.get("targets") or []), found))
+        kind, form, differ = min(_compared(_said(group, config)), key=lambda one: len(one[2]))
+        problems += [Problem(f"{name}.{field}", f"{kind.name}'s {ours!r}", repr(its)) for field, ours, its in differ]
+        groups.append((list(group.get("targets") or []), (kind, form)))
     if not groups and not problems:
         problems.append(Problem("config_groups", "at least one group", "none"))
     if problems:
@@ -117,11 +114,25 @@ def _refused(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("quantization_status", "compressed", str(status))
 
 
-def _kinds_of(said: dict[str, Any]) -> Iterator[tuple[Kind, Form]]:
+_Difference = tuple[str, Any, Any]
+"""A field, what a type has there, and what a group says."""
+
+
+def _compared(said: dict[str, Any]) -> Iterator[tuple[Kind, Form, list[_Difference]]]:
+    """Each type, and where a group differs from it."""
     size = (said["weights"] or {}).get("group_size") or 0
     for kind in (FP8_PER_TOKEN, W8A8_DYNAMIC, W4A8_DYNAMIC):
-        if said == args_of(kind, size):
-            yield kind, Form(COMPRESSED_TENSORS, "0", size)
+        differ = list(_differences(args_of(kind, size), said))
+        yield kind, Form(COMPRESSED_TENSORS, "0", size), differ
+
+
+def _differences(ours: dict[str, Any], said: dict[str, Any]) -> Iterator[_Difference]:
+    for name in (*ours, *(name for name in said if name not in ours)):
+        mine, its = ours.get(name), said.get(name)
+        if isinstance(mine, dict) and isinstance(its, dict):
+            yield from ((f"{name}.{field}", *values) for field, *values in _differences(mine, its))
+        elif mine != its:
+            yield name, mine, its
 
 
 def _said(group: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,15 +145,6 @@ def _full(args: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if args is None:
         return None
     return {**_DEFAULTS, **{name: value for name, value in args.items() if name not in _OBSERVING}}
-
-
-def _short(said: dict[str, Any]) -> str:
-    """A group without what it leaves at its default."""
-    parts = {name: value for name, value in said.items() if not isinstance(value, dict)}
-    for name, args in said.items():
-        if isinstance(args, dict):
-            parts[name] = {field: value for field, value in args.items() if value != _DEFAULTS.get(field)}
-    return str(parts)
 
 
 def _group(weights: dict[str, Any]) -> dict[str, Any]:

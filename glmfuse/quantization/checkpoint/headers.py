@@ -36,7 +36,7 @@ class Stored:
 
 
 def stored(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint, by name.
+    """Every tensor of a checkpoint, by name, in the order of names.
 
     CheckpointError: there is none, a file is cut off, or the index names other tensors than the files hold.
     """
@@ -45,7 +45,7 @@ def stored(folder: Path) -> dict[str, Stored]:
     found = {tensor: value for name in names for tensor, value in _tensors(folder / name)}
     if placed is not None and (problems := list(_misplaced(placed, found))):
         raise CheckpointError(str(folder / INDEX), problems)
-    return found
+    return dict(sorted(found.items()))
 
 
 def read_json(path: Path) -> dict[str, Any]:
