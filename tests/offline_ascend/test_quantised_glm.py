@@ -18,8 +18,8 @@ from glmfuse import dialects, huggingface
 from glmfuse.errors import QuantizationError, UnavailableError
 from glmfuse.quantization.modules.experts import QuantizedExperts
 from glmfuse.quantization.modules.linear import QuantizedLinear
-from glmfuse.quantization.npu.modules import NpuExperts, NpuLinear
 from glmfuse.quantization.npu import to_npu
+from glmfuse.quantization.npu.modules import NpuExperts, NpuLinear
 from tests.offline_ascend.standin.log import record
 from tests.support import quantised
 
