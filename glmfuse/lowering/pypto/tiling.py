@@ -79,14 +79,14 @@ def cube_tile(chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1
     What exceeds L1 does not fail but spills, silently and slowly, so nothing here does. slices: at most so
     many parts of k.
     """
-    unit = 32 if itemsize == 1 else 16
+    unit = 32 if itemsize == 1 else 16  # of n, too, or PyPTO says that a tile shape was not set
     m_tile = min(round_up(m, 16), 128)
-    widest = min(round_up(n, 16), chip.l0c // (m_tile * FP32))
+    widest = min(round_up(n, unit), chip.l0c // (m_tile * FP32))
     tiles = (
         CubeTile(m_tile, n_tile, k_l0, k_a, k_b, part)
         for part in range(1, slices + 1)
         if part == 1 or k % (part * unit) == 0
-        for n_tile in range(16, widest + 1, 16)
+        for n_tile in range(unit, widest + 1, unit)
         for k_l0, k_a, k_b in _depths(chip, round_up(k, unit) // part, unit, m_tile, n_tile, itemsize)
     )
     return min(tiles, key=lambda tile: _cube_cycles(chip, tile, m, k, n, itemsize))

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.offline_ascend.standin.references import fp8
 from tests.offline_ascend.standin.references.reference import Reference, Unsupported, absent, only
 from tests.offline_ascend.standin.references.rounding import (
     INT4,
     by_rows,
     dtype_of,
-    fp8,
     int4,
     int8,
     pack,
@@ -62,21 +62,19 @@ def dynamic_quant(
     quant_mode: str = "pertoken",
     dst_type_max: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """int8 [..., n], or int4 packed [..., n / 8], or float8_e4m3fn, and fp32 scales [...], row by row.
+    """int8 [..., n], or int4 packed [..., n / 8], and fp32 scales [...], row by row.
 
-    The arithmetic of float8_e4m3fn is assumed to be that of int8, by 448; its kernel has not been read.
     group_index has the groups' last rows, cumulative, and picks the row of smooth_scales.
     """
     only("npu_dynamic_quant", quant_mode=(quant_mode, "pertoken"), dst_type_max=(dst_type_max, 0.0))
     x = input.float()
     if smooth_scales is not None:
         x = x * _smooth(smooth_scales, group_index, x)
+    if fp8.is_asked_for(dst_type):
+        return fp8.rows(x)
     if dst_type == INT4:
         values, scale = scaled_by_rows(x, 7.0)
         return int4(values), scale
-    if dtype_of(dst_type, torch.int8) == torch.float8_e4m3fn:
-        values, scale = scaled_by_rows(x, 448.0)
-        return fp8(values), scale
     only("npu_dynamic_quant", dst_type=(dtype_of(dst_type, torch.int8), torch.int8))
     values, scale = by_rows(x)
     return int8(values), scale
@@ -103,13 +101,12 @@ def quant_matmul(
 ) -> Tensor:
     """x1 [..., m, k] int8 @ x2 [k, n] int8 * scale [n] * pertoken_scale [m], then a floating bias; int8 by default.
 
-    An int32 bias is added to the exact product. One public kernel variant multiplies the scales first. Of float8_e4m3fn
-    the product is one of fp32.
+    An int32 bias is added to the exact product. One public kernel variant multiplies the scales first.
     """
     absent("npu_quant_matmul", y_scale=y_scale, **dtypes)
     if x1.dtype == torch.int32:
         x1, x2 = unpack(x1), unpack(x2)
-    total = x1.float() @ x2.float() if x1.dtype == torch.float8_e4m3fn else product(x1, x2)
+    total = fp8.product(x1, x2) if x1.dtype == fp8.FP8 else product(x1, x2)
     whole = bias is not None and bias.dtype == torch.int32
     if whole and bias is not None:
         total = total + bias.double()

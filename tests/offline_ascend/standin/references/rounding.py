@@ -20,7 +20,6 @@ DTYPES = {
     14: torch.int32,  # qint32
     15: torch.bfloat16,
     16: torch.int32,  # quint4x2: eight of them in each
-    24: torch.float8_e4m3fn,  # Ascend950 alone
 }
 INT4 = 16
 EVERY_8 = 8
@@ -53,17 +52,8 @@ def uint8(values: Tensor) -> Tensor:
     return _saturated(values, 0, 255).to(torch.uint8)
 
 
-def fp8(values: Tensor) -> Tensor:
-    """float8_e4m3fn: round half to even, saturate to [-448, 448]. A value that is no number becomes 0."""
-    return _held(values, -448.0, 448.0).to(torch.float8_e4m3fn)
-
-
 def _saturated(values: Tensor, low: int, high: int) -> Tensor:
-    return _held(values.round(), low, high)
-
-
-def _held(values: Tensor, low: float, high: float) -> Tensor:
-    return torch.nan_to_num(values, nan=0.0, posinf=high, neginf=low).clamp(low, high)
+    return torch.nan_to_num(values.round(), nan=0.0, posinf=high, neginf=low).clamp(low, high)
 
 
 def pack(values: Tensor) -> Tensor:
