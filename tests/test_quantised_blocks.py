@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
-from tests.support.quantised import BF16, FORMS, SCHEMES, Form, Layer, call
+from tests.support.quantised_layer import BF16, FORMS, SCHEMES, Form, Layer, call
 
 QUANTIZE = {"w8a8": "quantize", "w8a8_dynamic": "dynamic_quantize", "fp8_per_token": "fp8_quantize"}
 LINEAR = {"w8a8": "quant_linear", "w8a8_dynamic": "quant_linear", "fp8_per_token": "fp8_linear"}

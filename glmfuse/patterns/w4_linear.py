@@ -30,7 +30,12 @@ def in_order(parts: Tensor) -> Tensor:
     return nothing.index_add(0, first, parts)[0]
 
 
-@pattern(dims={"x": "T G*M", "w": "G*M P", "scale": "G 2*P", "per_token": "T", "bias": "2*P"}, dtypes=_DTYPES)
+_DIMS = {"x": "T G*M", "w": "G*M P", "scale": "G 2*P", "per_token": "T", "bias": "2*P"}
+_CASES: tuple[dict[str, int], ...] = ({}, {"G": 1})
+"""One group is no dimension that anything is transposed around."""
+
+
+@pattern(dims=_DIMS, cases=_CASES, dtypes=_DTYPES)
 def w4_linear(
     x: Tensor, w: Tensor, scale: Tensor, per_token: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

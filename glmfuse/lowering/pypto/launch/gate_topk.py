@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from glmfuse.lowering.pypto.chip import Chip
+from glmfuse.lowering.pypto.gate import Gate
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, router_dtypes, row_fits
 from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, MOST_ROWS, weights_and_ids
@@ -40,13 +41,28 @@ def _launch(
     renormalize: bool,
     scale: float,
 ) -> Launch:
-    tokens, hidden = x.shape
-    experts = w.shape[0]
+    gate = gate_of(chip, x, w, top_k, n_group, topk_group, renormalize, scale)
+    kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.gate_topk:build", gate=gate)
+    inputs = (x, w, bias.to(torch.float32).view(1, gate.experts))
+    return Launch(kernel, inputs, weights_and_ids(x.shape[0], top_k), tuple, frozenset({1}))
+
+
+def gate_of(
+    chip: Chip,
+    x: Tensor,
+    w: Tensor,
+    top_k: int,
+    n_group: int,
+    topk_group: int,
+    renormalize: bool,
+    scale: float,
+) -> Gate:
+    """What a router's kernel is built for, from the arguments of `gate_topk`."""
+    (tokens, hidden), experts = x.shape, w.shape[0]
     block = tokens_of_round(tokens)
     cube = cube_tile(chip, block, hidden, experts, w.element_size(), slices=_MOST_SLICES)
     x_rows, width = vector_tile(chip, hidden, block, _LIVE_X)
-    kernel = KernelRef.of(
-        "glmfuse.lowering.pypto.kernels.gate_topk:build",
+    return Gate(
         hidden=hidden,
         experts=experts,
         top_k=top_k,
@@ -62,8 +78,6 @@ def _launch(
         x_dtype=DTYPES[x.dtype],
         w_dtype=DTYPES[w.dtype],
     )
-    inputs = (x, w, bias.to(torch.float32).view(1, experts))
-    return Launch(kernel, inputs, weights_and_ids(tokens, top_k), tuple, frozenset({1}))
 
 
 GATE_TOPK = PyptoKernel(_limits, _launch)
