@@ -19,7 +19,7 @@ from glmfuse.quantization.quantize import form
 from glmfuse.quantization.rounding import quantized
 from glmfuse.quantization.schemes import FLOAT, W8A8, scheme
 from glmfuse.quantization.source import drawn
-from tests.support.checkpoints import CONFIG, LAYERS, WAYS, write, written
+from tests.support.checkpoints import CONFIG, LAYERS, WAYS, describe, write, written
 
 MTP = f"model.layers.{LAYERS}"
 
@@ -30,7 +30,7 @@ def inventory(mtp_layers: int = 1) -> list[Any]:
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_every_layer_comes_back_as_it_was_rounded(way: Any, tmp_path: Path) -> None:
-    found, read = written(tmp_path / "out", *way, seed=5), drawn(5, LAYERS)
+    found, read = written(tmp_path / "out", *way, seed=5), drawn(5)
     weights = {weight.name: weight for part in inventory() for weight in part.weights}
     chosen, laid_out = scheme(way[0]), form(scheme(way[0]), *way[1:])
     assert set(found.modules) == {name.rpartition(".")[0] for name in weights}
@@ -48,7 +48,7 @@ def test_every_layer_comes_back_as_it_was_rounded(way: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_what_stays_as_it_was(way: Any, tmp_path: Path) -> None:
-    found, read = written(tmp_path / "out", *way), drawn(0, LAYERS)
+    found, read = written(tmp_path / "out", *way), drawn(0)
     count = 0
     for part in inventory():
         for weight in part.weights:
@@ -152,6 +152,9 @@ def test_the_same_seed_draws_the_same(tmp_path: Path) -> None:
 
 def test_mtp_shares_embedding_and_head(tmp_path: Path) -> None:
     found = written(tmp_path / "out", "w8a8")
+    tied = written(tmp_path / "tied", "w8a8", config={**CONFIG, "tie_word_embeddings": True})
+    embedding = tied.tensors("model.embed_tokens")["weight"]
+    assert torch.equal(tied.tensors(f"{MTP}.shared_head.head")["weight"], embedding)
     for copy, of in ((f"{MTP}.embed_tokens", "model.embed_tokens"), (f"{MTP}.shared_head.head", "lm_head")):
         assert torch.equal(found.tensors(copy)["weight"], found.tensors(of)["weight"])
 
@@ -163,3 +166,13 @@ def test_what_is_not_quantised_has_the_dtype_of_the_config(dtype: str, tmp_path:
     assert attention["input_scale"].dtype == getattr(torch, dtype)
     assert found.tensors("lm_head")["weight"].dtype == getattr(torch, dtype)
     assert found.tensors("model.layers.1.mlp.gate")["e_score_correction_bias"].dtype == torch.float32
+
+
+def test_old_descriptions_do_not_say_how_many_share_a_scale(tmp_path: Path) -> None:
+    """It is 256 then, and none share one where there are no second scales."""
+    wide = {**CONFIG, "intermediate_size": 512, "moe_intermediate_size": 256, "hidden_size": 256}
+    grouped = write(tmp_path / "grouped", "w4a8_dynamic", None, "0", 256, config=wide)
+    whole = write(tmp_path / "whole", "w4a8_dynamic", None, "0", config=wide)
+    for out, size in ((grouped, 256), (whole, 0)):
+        describe(out, lambda said: said.pop("group_size") and None)
+        assert checkpoint.open(out).form_of("model.layers.0.mlp.up_proj").group_size == size

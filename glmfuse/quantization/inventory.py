@@ -8,17 +8,20 @@ from typing import Any
 
 from glmfuse.errors import ConfigError
 
-SHARED_BY_MTP = {"embed_tokens.weight": "model.embed_tokens.weight", "shared_head.head.weight": "lm_head.weight"}
-"""What an MTP layer's checkpoint holds again, below the layer's name, and of which tensor it is a copy."""
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A tensor of the model before it is quantised. in_fp32: it is kept so, whatever the model's dtype."""
+    """A tensor of the model before it is quantised.
+
+    in_fp32: it is kept so, whatever the model's dtype. copy_of: the tensor that an MTP layer holds again.
+    """
 
     name: str
     shape: tuple[int, ...]
     in_fp32: bool = False
+    copy_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +32,23 @@ class Part:
     weights: tuple[Weight, ...]
 
 
+def require_glm(config: Any) -> None:
+    """ConfigError for a model whose tensors have other names."""
+    if config.model_type != "glm4_moe":
+        raise ConfigError(f"model_type {config.model_type!r} cannot be quantised; 'glm4_moe' can: GLM-4.5, 4.6 and 4.7")
+
+
 def parts(config: Any, mtp_layers: int) -> list[Part]:
     """The checkpoint in the order in which a token passes through it, MTP layers last.
 
-    config: transformers' of a glm4_moe; ConfigError for others.
+    config: transformers' of a glm4_moe.
     """
-    if config.model_type != "glm4_moe":
-        raise ConfigError(f"model_type {config.model_type!r} cannot be quantised; 'glm4_moe' can: GLM-4.5, 4.6 and 4.7")
     vocabulary, layers = (config.vocab_size, config.hidden_size), config.num_hidden_layers
     ends = [Weight("model.norm.weight", (config.hidden_size,))]
     if not config.tie_word_embeddings:
-        ends.append(Weight("lm_head.weight", vocabulary))
+        ends.append(Weight(_HEAD, vocabulary))
     return [
-        Part(None, (Weight("model.embed_tokens.weight", vocabulary),)),
+        Part(None, (Weight(_EMBEDDING, vocabulary),)),
         *(Part(number, tuple(_layer(config, number))) for number in range(layers)),
         Part(None, tuple(ends)),
         *(Part(number, tuple(_mtp(config, number))) for number in range(layers, layers + mtp_layers)),
@@ -106,10 +113,11 @@ def _mlp(prefix: str, hidden: int, width: int) -> Iterator[Weight]:
 def _mtp(config: Any, number: int) -> Iterator[Weight]:
     """A decoder layer, what joins a token's embedding to the hidden states before it, and what it shares."""
     prefix, hidden = f"model.layers.{number}", config.hidden_size
-    yield Weight(f"{prefix}.embed_tokens.weight", (config.vocab_size, hidden))
+    vocabulary, head = (config.vocab_size, hidden), _EMBEDDING if config.tie_word_embeddings else _HEAD
+    yield Weight(f"{prefix}.embed_tokens.weight", vocabulary, copy_of=_EMBEDDING)
     yield Weight(f"{prefix}.enorm.weight", (hidden,))
     yield Weight(f"{prefix}.hnorm.weight", (hidden,))
     yield Weight(f"{prefix}.eh_proj.weight", (hidden, 2 * hidden))
     yield from _layer(config, number)
     yield Weight(f"{prefix}.shared_head.norm.weight", (hidden,))
-    yield Weight(f"{prefix}.shared_head.head.weight", (config.vocab_size, hidden))
+    yield Weight(f"{prefix}.shared_head.head.weight", vocabulary, copy_of=head)

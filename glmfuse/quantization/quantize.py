@@ -19,7 +19,7 @@ from glmfuse.quantization.checkpoint import compressed_tensors, modelslim
 from glmfuse.quantization.checkpoint.described import by_module
 from glmfuse.quantization.checkpoint.reading import open
 from glmfuse.quantization.checkpoint.writing import Writer
-from glmfuse.quantization.inventory import Part, parts, shapes
+from glmfuse.quantization.inventory import Part, parts, require_glm, shapes
 from glmfuse.quantization.rounding import Inputs, quantized
 from glmfuse.quantization.schemes import (
     COMPRESSED_TENSORS,
@@ -66,6 +66,7 @@ def quantize(job: Job, step: Callable[[str, int], None] = lambda name, total: No
     folder that is not empty.
     """
     config = make_config(dict(job.config))
+    require_glm(config)
     mtp_layers = _mtp_layers(job, config)
     todo = parts(config, mtp_layers)
     _require_possible(job, todo)
@@ -80,6 +81,8 @@ def quantize(job: Job, step: Callable[[str, int], None] = lambda name, total: No
         tensors = _quantized(job, part, read, inputs, dtype)
         writer.add(number, tensors)
         kinds |= {name: job.scheme.kind_of(name.rpartition(".")[0]) for name in tensors}
+    if job.weights is not None:
+        writer.copy_from(job.weights)
     written.bytes = writer.finish(*_documents(job, kinds, mtp_layers))
     written.layers = Counter(kind.name for name, kind in kinds.items() if name.endswith("_proj.weight"))
     open(job.out).validate(shapes(todo))
@@ -169,7 +172,7 @@ def _mtp_layers(job: Job, config: Any) -> int:
 
 def _source(job: Job, todo: Iterable[Part], config: Any) -> source.Source:
     if job.weights is None:
-        return source.drawn(job.seed, config.num_hidden_layers)
+        return source.drawn(job.seed)
     return source.given(job.weights, todo, config.num_hidden_layers)
 
 

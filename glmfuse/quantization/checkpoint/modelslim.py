@@ -12,6 +12,8 @@ from glmfuse.quantization.checkpoint.headers import read_json
 from glmfuse.quantization.schemes import FLOAT, FP8_PER_TOKEN, KINDS, MODELSLIM, Form, Kind
 
 FILE = "quant_model_description.json"
+_UNSAID = 256
+"""Inputs to a group where an older description has groups and does not say; vllm-ascend's w4a8.py before efda0446db."""
 _TYPES = {name: kind for name, kind in KINDS.items() if kind is not FP8_PER_TOKEN}
 
 
@@ -22,7 +24,7 @@ def read(folder: Path, names: Iterable[str]) -> Described:
     """
     raw = read_json(folder / FILE)
     types = {name: said for name, said in raw.items() if "." in name}
-    form = Form(MODELSLIM, str(raw.get("version", "0")), _group_size(folder, raw))
+    form = Form(MODELSLIM, str(raw.get("version", "0")), _group_size(folder, raw, types))
     problems = [*_named(types, set(names)), *_typed(types)]
     if problems:
         raise CheckpointError(str(folder / FILE), problems)
@@ -35,8 +37,9 @@ def describe(types: Mapping[str, str], form: Form, model_type: str) -> dict[str,
     return {"model_quant_type": model_type, "version": form.version, "group_size": form.group_size, **types}
 
 
-def _group_size(folder: Path, raw: Mapping[str, Any]) -> int:
-    size = raw.get("group_size", 0)
+def _group_size(folder: Path, raw: Mapping[str, Any], types: Iterable[str]) -> int:
+    grouped = any(name.endswith(".weight_scale_second") for name in types)
+    size = raw.get("group_size", _UNSAID if grouped else 0)
     if not isinstance(size, int) or size < 0:
         raise CheckpointError(str(folder / FILE), [Problem("group_size", "a number of inputs, or 0", repr(size))])
     return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from glmfuse.errors import ConfigError
 from glmfuse.quantization.checkpoint.headers import INDEX
+
+_BESIDE = ("tokenizer*", "generation_config.json", "special_tokens_map.json", "*.jinja", "vocab.*", "merges.txt")
 
 
 class Writer:
@@ -34,6 +37,11 @@ class Writer:
         save_file({key: value.contiguous() for key, value in tensors.items()}, self._folder / name, {"format": "pt"})
         self._placed |= dict.fromkeys(tensors, name)
         self._bytes += sum(value.nbytes for value in tensors.values())
+
+    def copy_from(self, folder: Path) -> None:
+        """What a model needs beside its weights, such as its tokenizer, as another checkpoint holds it."""
+        for file in (path for pattern in _BESIDE for path in folder.glob(pattern)):
+            shutil.copyfile(file, self._folder / file.name)
 
     def finish(self, config: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> int:
         """The index, what else lies beside by file names, and the config; returns the bytes of all tensors."""
