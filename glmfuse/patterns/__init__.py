@@ -44,6 +44,7 @@ from glmfuse.patterns.torchao_int8_linear import torchao_int8_linear
 from glmfuse.patterns.torchao_quantize import torchao_quantize
 from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
 from glmfuse.patterns.w4_linear import w4_linear
+from glmfuse.patterns.wide_norm_quantize import wide_norm_dynamic_quantize, wide_norm_quantize
 
 PATTERNS: tuple[Pattern, ...] = (
     linear,
@@ -67,10 +68,6 @@ PATTERNS: tuple[Pattern, ...] = (
     quantize,
     dynamic_quantize,
     quant_linear,
-    torchao_quantize,
-    torchao_int8_linear,
-    fake_quantize,
-    fake_quantize_rows,
     fp8_quantize,
     fp8_linear,
     w4_linear,
@@ -80,6 +77,8 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_quantize,
     norm_dynamic_quantize,
     norm_fp8_quantize,
+    wide_norm_quantize,
+    wide_norm_dynamic_quantize,
     torchao_quantize,
     torchao_int8_linear,
     fake_quantize,

@@ -10,14 +10,17 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+import glmfuse
 from glmfuse import dialects, huggingface
 from glmfuse.errors import QuantizationError, UnavailableError
 from glmfuse.quantization.modules.experts import QuantizedExperts
 from glmfuse.quantization.modules.linear import QuantizedLinear
+from glmfuse.quantization.npu import to_npu
 from glmfuse.quantization.npu.modules import NpuExperts, NpuLinear
-from glmfuse.quantization.npu.move import to_npu
+from tests.offline_ascend.standin.log import record
 from tests.support import quantised
 
 dialects.load(pytest.fail)
@@ -48,8 +51,31 @@ def test_every_layer_is_prepared_and_the_logits_are_the_cpus(case: str) -> None:
     ids = huggingface.random_tokens(on_cpu, 2, 7)
     expected = on_cpu(ids, use_cache=False).logits.float()
     found = on_npu(ids.npu(), use_cache=False).logits.cpu().float()
-    print(case, (found - expected).norm() / expected.norm())
     assert (found - expected).norm() <= LOGITS * expected.norm()
+
+
+COUNTS = {"w8a8": {"quantize": 6, "quant_linear": 21}, "w4a8_dynamic 1.0.0 in groups": {"quant_linear": 12}}
+"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention."""
+
+
+@pytest.mark.parametrize("case", COUNTS)
+@pytest.mark.slow
+def test_compiled_it_is_captured_once_and_has_the_eager_models_bits(case: str) -> None:
+    _, model = pair(case)
+    report = glmfuse.Report()
+    options = {"engine": "npugraph_ex", "targets": ("reference",), "report": report}
+    compiled = torch.compile(model, backend="glmfuse", fullgraph=True, dynamic=False, options=options)
+    ids = huggingface.random_tokens(model, 2, 7)
+    given = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+    with record() as seen:
+        first, second = (compiled(ids, **given).logits for _ in range(2))
+    assert (seen.captures, seen.replays) == (1, 2)
+    expected = model(ids, **given).logits
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
+    found = report.count()
+    assert {name: found[name] for name in COUNTS[case]} == COUNTS[case]
+    assert found["rms_norm"] == 13
 
 
 def test_fp8_names_its_layer_on_a_chip_without_it() -> None:

@@ -36,7 +36,7 @@ from tests.offline_ascend.standin.log import record
 
 NPU = torch.device("npu", 0)
 BF16, FP16, INT8 = torch.bfloat16, torch.float16, torch.int8
-TOKENS = (1, 2, 31, 32, 33)
+TOKENS = (1, 2, 31, 32, 33, 512)
 INPUTS, OUTPUTS, WIDTH, EXPERTS, ACTIVE = 128, 64, 96, 6, 3
 DTYPES = pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
 
@@ -156,7 +156,7 @@ def test_without_its_assist_an_int4_layer_would_be_another(groups: int) -> None:
 
 @DTYPES
 def test_int8_experts_are_the_patterns_up_to_what_stays_fp32(dtype: torch.dtype) -> None:
-    for tokens in TOKENS:
+    for tokens in TOKENS[:-1]:
         gate_up, down = weights8(EXPERTS, 2 * WIDTH, INPUTS), weights8(EXPERTS, INPUTS, WIDTH)
         x, (weights, ids) = drawn_x(tokens, dtype).unsqueeze(0), routed(tokens)
         first = place(layers.w8a8_dynamic(gate_up, "experts"), NPU)
@@ -171,7 +171,7 @@ def test_int8_experts_are_the_patterns_up_to_what_stays_fp32(dtype: torch.dtype)
 @pytest.mark.parametrize("packed", [False, True], ids=["old", "1.0.0"])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_int4_experts_are_the_patterns_up_to_the_cubes_halves(dtype: torch.dtype, packed: bool, groups: int) -> None:
-    for tokens in TOKENS:
+    for tokens in TOKENS[:-1]:
         gate_up = weights4(EXPERTS, 2 * WIDTH, INPUTS, groups=groups, packed=packed)
         down = weights4(EXPERTS, INPUTS, WIDTH, groups=groups, packed=packed)
         x, (weights, ids) = drawn_x(tokens, dtype).unsqueeze(0), routed(tokens)
@@ -233,7 +233,7 @@ def test_an_fp8_layer_is_the_patterns_up_to_sums_in_another_order(biased: bool) 
 
 @pytest.mark.usefixtures("on_a_chip_with_fp8")
 def test_fp8_experts_are_the_patterns_up_to_the_rounding_of_silu() -> None:
-    for tokens in TOKENS:
+    for tokens in TOKENS[:-1]:
         gate_up, down = weights_fp8(EXPERTS, 2 * WIDTH, INPUTS), weights_fp8(EXPERTS, INPUTS, WIDTH)
         x, (weights, ids) = drawn_x(tokens, BF16).unsqueeze(0), routed(tokens)
         first, second = (place(layers.fp8_per_token(held, "experts"), NPU) for held in (gate_up, down))

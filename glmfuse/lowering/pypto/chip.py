@@ -19,7 +19,8 @@ class Chip:
     buffering. tail: bytes that the last axis of a vector tile is a multiple of.
     bandwidth: bytes a second to and from device memory. cycles_*: PyPTO's cost model, in its cycles: a copy
     into L1, each byte of it, each byte into L0, the release of a task, and the least time from the end of a
-    task to the start of one that waits for it.
+    task to the start of one that waits for it. has_float8: whether its cube cores multiply float8, as those of
+    Ascend950 do.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Chip:
     cycles_release: float
     cycles_stage: float
     l1_share: float = 0.5
+    has_float8: bool = False
 
 
 ASCEND_910B: Final = Chip(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glmfuse.errors import OptionError
+from glmfuse.lowering.pypto.family_quant import CODED, W8A8, Coded, Draw, packed_feed_forward, quant_linear, quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def geometry(name: str) -> Geometry:
 
 _MANY = 128
 
-Draw = Callable[..., Tensor]
+_Arguments = Callable[["Geometry", int, Draw], dict[str, Any]]
 
 _EPS = 1e-5
 _SMALL = _EPS**0.5
@@ -218,7 +219,22 @@ def _paged_attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     }
 
 
-_ARGUMENTS: Mapping[str, Callable[[Geometry, int, Draw], dict[str, Any]]] = {
+def _coded_front(scheme: Coded) -> _Arguments:
+    def front(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+        return scheme.front(_norm_qkv_rope(at, tokens, draw), at, draw, _SMALL)
+
+    return front
+
+
+def _coded_router(scheme: Coded) -> _Arguments:
+    def router(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+        routed = _gate_topk(at, tokens, draw)
+        return {"w_router": routed.pop("w"), **routed, **scheme.feed_forward(at, tokens, draw)}
+
+    return router
+
+
+_ARGUMENTS: Mapping[str, _Arguments] = {
     "linear": _linear,
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -230,4 +246,12 @@ _ARGUMENTS: Mapping[str, Callable[[Geometry, int, Draw], dict[str, Any]]] = {
     "swiglu_mlp": _swiglu_mlp,
     "attention": _attention,
     "paged_attention": _paged_attention,
+    "quantize": quantized,
+    "dynamic_quantize": lambda at, tokens, draw: {"x": draw(tokens, at.hidden)},
+    "quant_linear": quant_linear,
+    "swiglu_mlp_w4a8_dynamic": packed_feed_forward,
+    "norm_qkv_rope_w8a8": _coded_front(W8A8),
+    **{f"norm_qkv_rope_{name}": _coded_front(scheme) for name, scheme in CODED.items()},
+    **{f"swiglu_mlp_{name}": scheme.feed_forward for name, scheme in CODED.items()},
+    **{f"router_mlp_{name}": _coded_router(scheme) for name, scheme in CODED.items()},
 }

@@ -32,3 +32,19 @@ class FeedForward:
     narrow: CubeTile
     codes: str
     dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFeedForward:
+    """What a feed-forward kernel over int4 weights, two in a byte, is built for.
+
+    plan: as for int8 weights [in, out]; its `inter` and `out` are outputs, twice the bytes of a row. groups,
+    down_groups: of the inputs of the projections up and down, each with a scale of its own. unpack, down_unpack: vector
+    tiles, rows and bytes, that take the bytes apart.
+    """
+
+    plan: FeedForward
+    groups: int
+    down_groups: int
+    unpack: tuple[int, int]
+    down_unpack: tuple[int, int]

@@ -73,20 +73,24 @@ class CubeTile:
 
 
 @cache  # every call of a kernel asks for its tiles
-def cube_tile(chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1) -> CubeTile:
+def cube_tile(
+    chip: Chip, m: int, k: int, n: int, itemsize: int, slices: int = 1, *, widest: int = 0, whole: bool = False
+) -> CubeTile:
     """The tile that the cost model takes least time for, of those that fit the chip's share of L1, L0 and L0C.
 
     What exceeds L1 does not fail but spills, silently and slowly, so nothing here does. slices: at most so
-    many parts of k.
+    many parts of k. widest: at most so many columns, where there is such a bound. whole: only of as many columns as
+    divide n, where there are such; then each vector tile of as many waits for one cube task.
     """
     unit = 32 if itemsize == 1 else 16  # of n, too, or PyPTO says that a tile shape was not set
     m_tile = min(round_up(m, 16), 128)
-    widest = min(round_up(n, unit), chip.l0c // (m_tile * FP32))
+    most = min(round_up(n, unit), chip.l0c // (m_tile * FP32), widest or n + unit)
+    widths = range(unit, most + 1, unit)
     tiles = (
         CubeTile(m_tile, n_tile, k_l0, k_a, k_b, part)
         for part in range(1, slices + 1)
         if part == 1 or k % (part * unit) == 0
-        for n_tile in range(unit, widest + 1, unit)
+        for n_tile in ([width for width in widths if n % width == 0] if whole else None) or widths
         for k_l0, k_a, k_b in _depths(chip, round_up(k, unit) // part, unit, m_tile, n_tile, itemsize)
     )
     return min(tiles, key=lambda tile: _cube_cycles(chip, tile, m, k, n, itemsize))

@@ -2,3 +2,7 @@
 
 torch_npu is not imported here: its operators are looked up when a layer runs.
 """
+
+from glmfuse.quantization.npu.move import to_npu
+
+__all__ = ["to_npu"]

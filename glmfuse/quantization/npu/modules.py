@@ -10,12 +10,16 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from glmfuse.quantization.modules.held import put
 from glmfuse.quantization.npu.experts import EXPERTS
 from glmfuse.quantization.npu.linear import LINEARS
 from glmfuse.quantization.prepare.layers import Layer
 
 T = TypeVar("T", bound=Layer)
+
+
+def as_parameter(value: Tensor) -> nn.Parameter:
+    """What is one already stays the same one: layers that share it show that in a graph."""
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
 
 
 class Weights(nn.Module, Generic[T]):
@@ -25,10 +29,7 @@ class Weights(nn.Module, Generic[T]):
         super().__init__()
         self.form = type(layer)
         for name, value in layer._asdict().items():
-            if value is None:
-                self.register_parameter(name, None)
-            else:
-                put(self, name, value)
+            self.register_parameter(name, value if value is None else as_parameter(value))
 
     def layer(self) -> T:
         """The layer again."""

@@ -13,7 +13,7 @@ from glmfuse.errors import UnavailableError
 from glmfuse.quantization.modules.experts import PROJECTIONS, QuantizedExperts, merged_name
 from glmfuse.quantization.modules.linear import QuantizedLinear
 from glmfuse.quantization.npu.loaded import LOADED
-from glmfuse.quantization.npu.modules import NpuExperts, NpuLinear
+from glmfuse.quantization.npu.modules import NpuExperts, NpuLinear, as_parameter
 from glmfuse.quantization.npu.place import place
 from glmfuse.quantization.prepare.layers import W8A8, Int8, Layer, in_dtype
 
@@ -81,7 +81,9 @@ class _Moving:
 
     def _once(self, tensor: Tensor) -> Tensor:
         """The first is kept beside its copy, so that no other tensor gets its identity."""
-        return self.there.setdefault(id(tensor), (tensor, tensor.to(self.device)))[1]
+        if id(tensor) not in self.there:
+            self.there[id(tensor)] = tensor, as_parameter(tensor.detach().to(self.device))
+        return self.there[id(tensor)][1]
 
 
 def name_in_experts(projection: str, tensor: str) -> str:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: pypto reads the annotations of jit functions as objects.
 
+from functools import reduce
 from typing import Any
 
 import pypto
@@ -29,15 +30,19 @@ def by_largest(at: Block, value: Any, codes: str) -> tuple[Any, Any]:
 
     value [size, width] fp32 -> [size, width], [size, 1] fp32.
     """
-    largest = pypto.amax(pypto.abs(value), -1, True)
+    factor, scale = inverse_of(at, pypto.amax(pypto.abs(value), -1, True), codes)
+    return to_codes(pypto.mul(value, factor), codes), scale
+
+
+def inverse_of(at: Block, largest: Any, codes: str = "DT_INT8") -> tuple[Any, Any]:
+    """What rows are multiplied by to be codes, and its reciprocal, from the largest number of each.  All [size, 1]."""
     factor = pypto.div(at.full(LARGEST[codes], 1), largest)
-    scaled = pypto.mul(value, pypto.minimum(factor, _FINITE))
-    return to_codes(scaled, codes), pypto.div(at.full(1.0, 1), factor)
+    return pypto.minimum(factor, _FINITE), pypto.div(at.full(1.0, 1), factor)
 
 
 def to_codes(value: Any, codes: str) -> Any:
-    """The nearest code of numbers within range."""
-    return to_int8(value) if codes == "DT_INT8" else pypto.cast(value, getattr(pypto, codes), pypto.CastMode.CAST_RINT)
+    """The nearest code of numbers within range; CAST_RINT would make whole numbers first, of float8 too."""
+    return to_int8(value) if codes == "DT_INT8" else pypto.cast(value, getattr(pypto, codes))
 
 
 def to_int8(value: Any) -> Any:
@@ -56,3 +61,9 @@ def undone(total: Any, scale: Any, per_token: Any) -> Any:
     """total * scale * per_token in fp32, rounded after each, in this order."""
     value = pypto.mul(widened(total), scale)
     return value if per_token is None else pypto.mul(value, per_token)
+
+
+def scaled_by(sums: list[Any], scales: list[Any]) -> Any:
+    """The sums of groups as fp32, each times its scale, added first to last."""
+    parts = [pypto.mul(widened(total), scale) for total, scale in zip(sums, scales, strict=True)]
+    return parts[0] if len(parts) == 1 else reduce(pypto.add, parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,10 @@ from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import cube_tile, tail, tokens_of_round, vector_rows
 from glmfuse.matching.select import Request
 
-_LIVE_ROWS = 4
+LIVE_ROWS = 4
 """fp32 rows in the unified buffer at once, of hidden and of all heads; more spill (measured)."""
 
-_MOST_HEAD_ROWS = 8
+MOST_HEAD_ROWS = 8
 
 
 def _limits(chip: Chip, site: Request) -> str | None:
@@ -25,8 +27,8 @@ def _limits(chip: Chip, site: Request) -> str | None:
         lambda: halves(site.scalars["interleaved"]),
         lambda: half(x),
         lambda: fixed("hidden", x.shape[-1]),
-        lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
-        lambda: row_fits(chip, _rotated_width(site), _LIVE_ROWS),
+        lambda: row_fits(chip, x.shape[-1], LIVE_ROWS),
+        lambda: row_fits(chip, _rotated_width(site), LIVE_ROWS),
     )
 
 
@@ -62,7 +64,7 @@ def _launch(
     block = tokens_of_round(tokens)
     tiles = 2 if block > 1 else 1
     width = tail(chip, hidden)
-    head_rows = vector_rows(chip, (num_heads + num_kv_heads) * head_dim, block, _LIVE_ROWS, tiles=tiles)
+    head_rows = vector_rows(chip, (num_heads + num_kv_heads) * head_dim, block, LIVE_ROWS, tiles=tiles)
     front = Front(
         hidden=hidden,
         heads=num_heads,
@@ -75,9 +77,9 @@ def _launch(
         has_qk_norm=w_q_norm is not None,
         merged=w_k is None,
         block=block,
-        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=tiles),
+        rows=vector_rows(chip, width, block, LIVE_ROWS, tiles=tiles),
         width=width,
-        head_rows=min(_MOST_HEAD_ROWS, head_rows),
+        head_rows=min(MOST_HEAD_ROWS, head_rows),
         bias_rows=vector_rows(chip, sum(counts) * head_dim, block, 2),
         cube=cube_tile(chip, block, hidden, sum(counts) * head_dim, x.element_size(), slices=2),
         dtype=DTYPES[x.dtype],
@@ -92,14 +94,22 @@ def _launch(
     if residual is not None:
         outputs.append(((tokens, hidden), x.dtype))
 
+    inputs = (*flat, w_norm.view(1, hidden), *weights, *biases, *gains, *angles)
+    kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
+    first = len(flat) + 1
+    matrices = frozenset(range(first, first + len(weights)))
+    return Launch(kernel, inputs, tuple(outputs), back(x, head_dim), matrices)
+
+
+def back(x: Tensor, head_dim: int) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """From [tokens, heads, head_dim] of q, k and v, and the sum, to the pattern's outputs."""
+    batch, length, _ = x.shape
+
     def finish(made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         q, k, v = (heads.view(batch, length, -1, head_dim).transpose(1, 2) for heads in made[:3])
         return (q.contiguous(), k.contiguous(), v, *(total.view(x.shape) for total in made[3:]))
 
-    inputs = (*flat, w_norm.view(1, hidden), *weights, *biases, *gains, *angles)
-    kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.norm_qkv_rope:build", front=front)
-    first = len(flat) + 1
-    return Launch(kernel, inputs, tuple(outputs), finish, frozenset(range(first, first + len(weights))))
+    return finish
 
 
 NORM_QKV_ROPE = PyptoKernel(_limits, _launch)
