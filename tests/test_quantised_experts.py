@@ -11,7 +11,7 @@ from torch import Tensor
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
 from glmfuse.lowering.verify import difference
 from glmfuse.patterns import BY_NAME
-from tests.support.quantised import SCHEMES, Int8, Layer, call
+from tests.support.quantised_layer import SCHEMES, Int8, Layer, call
 
 BF16 = torch.bfloat16
 EXPERTS, HIDDEN, WIDTH, ACTIVE = 6, 24, 16, 3

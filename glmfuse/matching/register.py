@@ -44,7 +44,7 @@ def pattern(
     unordered: int = 0,
     updates: str | None = None,
     carried: Iterable[str] = (),
-    postponed: bool = False,
+    holds: Iterable[torch.dtype] = (),
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
@@ -55,9 +55,8 @@ def pattern(
     that never have it. unordered: of how many outputs, the first ones, kernels may permute the last axis, of all
     alike. updates: the tensor argument whose new value is the one output, so that kernels may write it in place.
     carried: optional tensors that no result depends on, for spellings whose operators are given them all the same.
-    postponed: for patterns of many variants that few models have, trace it when a graph has the dtypes that its
-    tensors must have. Raises PatternError, with the line, when the function is no pattern; a postponed one, when it
-    is traced.
+    holds: dtypes without which no graph has it; it is traced once one does, so that it costs other models nothing.
+    Raises PatternError, with the line, when the function is no pattern: at once, or with `holds` when it is traced.
     """
 
     def register(function: Callable[..., Any]) -> Pattern:
@@ -74,10 +73,11 @@ def pattern(
             unordered=unordered,
             updates=updates,
             carried=frozenset(carried),
+            holds=frozenset(holds),
         )
         if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
-        if postponed:
+        if made.holds:
             made.postponed = _define
         else:
             _define(made)

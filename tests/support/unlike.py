@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from glmfuse.patterns.grouped_mlp import combined, take
 from glmfuse.patterns.rms_norm import rms_norm
-from tests.support.quantised import Int8, int8_rows, saturated
+from tests.support.quantised_layer import Int8, int8_rows, saturated
 
 BF16, FP32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 TOKENS, INPUTS, OUTPUTS, GROUPS = 6, 24, 6, 4
