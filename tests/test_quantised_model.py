@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,7 +15,7 @@ from glmfuse.quantization.modules.experts import QuantizedExperts
 from glmfuse.quantization.modules.linear import QuantizedLinear
 from tests.support.glm import PHASES
 from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
-from tests.support.quantised import CASES, COUNTS, LAYERS, LOGITS, ONE_EACH, in_float, quantised
+from tests.support.quantised import CASES, COUNTS, LAYERS, LOGITS, ONE_EACH, far, in_float, quantised, routed_as
 
 NEW_TOKENS = 32
 PRODUCTS = ("quant_linear", "fp8_linear", "w4_linear")
@@ -90,38 +88,11 @@ def test_32_tokens_equal_eagers(case: str) -> None:
     assert {graph.count("chosen")[front] for graph in report.graphs} == {LAYERS}
 
 
-@contextmanager
-def routed_as(model: Any, other: Any, ids: Tensor) -> Iterator[None]:
-    """Inside, the routers of a model choose what those of the other do for these tokens.
-
-    A router of random weights chooses among experts that are nearly as good: another one is another function, in
-    bf16 beside fp32 already, and says nothing of how well a layer is rounded.
-    """
-    chosen: dict[str, Any] = {}
-    gates = [(name, module) for name, module in model.named_modules() if name.endswith(".mlp.gate")]
-    handles = [
-        other.get_submodule(name).register_forward_hook(lambda _, __, made, name=name: chosen.update({name: made}))
-        for name, _ in gates
-    ]
-    other(ids)
-    handles += [gate.register_forward_hook(lambda _, __, ___, name=name: chosen[name]) for name, gate in gates]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def far(found: Tensor, expected: Tensor) -> float:
-    """Relative L2."""
-    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_near_the_float_models(case: str) -> None:
     model, wide = copy.deepcopy(quantised(case)), copy.deepcopy(in_float()).float()
     ids = torch.randint(0, 256, (4, 33))
-    with routed_as(model, wide, ids):
+    with routed_as(model, wide, input_ids=ids):
         found = far(model(ids).logits, wide(ids).logits)
     print(case, found)
     bound = LOGITS[CASES[case].scheme]

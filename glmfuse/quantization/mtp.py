@@ -11,11 +11,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from transformers import modeling_layers
 
 from glmfuse.errors import Problem
 from glmfuse.quantization.checkpoint import Checkpoint
 from glmfuse.quantization.conversions import with_scales
+from glmfuse.quantization.npu.move import to_npu
 from glmfuse.quantization.skeleton import Names, after_loading, replace_layers
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -49,10 +51,10 @@ class MtpModel(_original):  # type: ignore[misc, valid-type]
 
     @classmethod
     def from_pretrained(cls, main_model: Any, device_map: Any = None, **kwargs: Any) -> Any:
-        """The layers with their weights, ready to be called."""
-        made = _load(cls, main_model, device_map=device_map, **kwargs)
+        """The layers with their weights, ready to be called where the model is."""
+        made = _load(cls, main_model, device_map={"": torch.device("cpu")}, **kwargs)
         after_loading(made)
-        return made
+        return to_npu(made, main_model.device) if main_model.device.type == "npu" else made.to(main_model.device)
 
 
 _load = _original.from_pretrained.__func__

@@ -17,7 +17,7 @@ from glmfuse.quantization.checkpoint import Checkpoint
 from glmfuse.quantization.config import METHOD
 from glmfuse.quantization.conversions import with_scales
 from glmfuse.quantization.schemes import W8A8
-from glmfuse.quantization.skeleton import after_loading, missing_tensors, replace_layers, weights_of
+from glmfuse.quantization.skeleton import after_loading, replace_layers, unlike_tensors, weights_of
 
 
 @register_quantizer(METHOD)
@@ -62,7 +62,7 @@ class AscendQuantizer(HfQuantizer):  # type: ignore[misc]
         problems: list[Problem] = list(mtp.unknown_layers(self.checkpoint, model.config))
         for skeleton, name_of in skeletons:
             expected |= weights_of(skeleton, name_of)
-            problems += missing_tensors(skeleton, self.checkpoint, name_of)
+            problems += unlike_tensors(skeleton, self.checkpoint, name_of)
         try:
             self.checkpoint.validate(expected)
         except CheckpointError as error:

@@ -39,18 +39,19 @@ def weights_of(model: nn.Module, name_of: Names = own_name) -> dict[str, tuple[i
     return found
 
 
-def missing_tensors(model: nn.Module, checkpoint: Checkpoint, name_of: Names = own_name) -> Iterator[Problem]:
-    """What `Checkpoint.validate` does not ask for: biases that the model adds, and buffers that are not computed."""
+def unlike_tensors(model: nn.Module, checkpoint: Checkpoint, name_of: Names = own_name) -> Iterator[Problem]:
+    """What `Checkpoint.validate` does not ask for: biases that the model adds or does not, buffers that it has read."""
     for name, module in model.named_modules():
         held = checkpoint.modules.get(name_of(name))
         if held is None or is_experts(module):
             continue
         kind = checkpoint.kind_of(name_of(name))
-        folded = ("bias",) if kind is W8A8 else ()
-        names = [key for key in module.state_dict() if "." not in key and key not in ("weight", *folded)]
-        for key in names:
-            if key not in held:
-                yield Problem(name_of(name), f"a {key}, which the model adds", ", ".join(held))
+        folded = {"bias"} if kind is W8A8 else set()
+        own = {key for key in module.state_dict() if "." not in key} - folded
+        for key in sorted(own - held.keys()):
+            yield Problem(name_of(name), f"a {key}, which the model reads", ", ".join(held))
+        if "bias" in held.keys() - own - folded:
+            yield Problem(name_of(name), "no bias, since the model adds none", "bias")
 
 
 def replace_layers(model: nn.Module, checkpoint: Checkpoint, name_of: Names = own_name) -> None:
@@ -67,9 +68,10 @@ def replace_layers(model: nn.Module, checkpoint: Checkpoint, name_of: Names = ow
             if kind.name in EXPERTS:
                 dtype = module.get_parameter("down_proj").dtype
                 model.set_submodule(name, EXPERTS[kind.name](called, sizes_of(module), form, dtype))
-        elif isinstance(module, nn.Linear) and called and (kind := checkpoint.kind_of(called)) is not FLOAT:
+        elif isinstance(module, nn.Linear) and called in checkpoint.described.kinds:
+            made = LINEARS[checkpoint.kind_of(called).name]
             sizes, form = checkpoint.linear_of(called), checkpoint.form_of(called)
-            model.set_submodule(name, LINEARS[kind.name](called, sizes, form, module.weight.dtype))
+            model.set_submodule(name, made(called, sizes, form, module.weight.dtype))
     if problems:
         raise CheckpointError(str(checkpoint.folder), problems)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 import glmfuse.quantization  # noqa: F401
 from glmfuse import huggingface
@@ -88,7 +91,7 @@ def _made() -> Path:
 def float_folder() -> Path:
     """The checkpoint in bf16 that all the cases are rounded from, MTP layer included."""
     folder, config = _made() / "float", huggingface.make_config(CONFIG)
-    read, todo = drawn(0, LAYERS), parts(config, 1)
+    read, todo = drawn(0), parts(config, 1)
     writer = Writer(folder, len(todo))
     for number, part in enumerate(todo, 1):
         dtypes = {weight: torch.float32 if weight.in_fp32 else torch.bfloat16 for weight in part.weights}
@@ -130,3 +133,30 @@ def in_float() -> Any:
     model = load(float_folder()).eval()
     model._keys_to_ignore_on_load_unexpected |= {rf"model\.layers\.{LAYERS}\..*"}
     return model
+
+
+@contextmanager
+def routed_as(model: Any, other: Any, **arguments: Any) -> Iterator[None]:
+    """Inside, the routers of a model choose what those of the other do in this call.
+
+    A router of random weights chooses among experts that are nearly as good: another one is another function, in
+    bf16 beside fp32 already, and says nothing of how well a layer is rounded.
+    """
+    chosen: dict[str, Any] = {}
+    gates = [(name, module) for name, module in model.named_modules() if name.endswith(".mlp.gate")]
+    handles = [
+        other.get_submodule(name).register_forward_hook(lambda _, __, made, name=name: chosen.update({name: made}))
+        for name, _ in gates
+    ]
+    other(**arguments)
+    handles += [gate.register_forward_hook(lambda _, __, ___, name=name: chosen[name]) for name, gate in gates]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def far(found: Tensor, expected: Tensor) -> float:
+    """Relative L2."""
+    return ((found.double() - expected.double()).norm() / expected.double().norm()).item()
