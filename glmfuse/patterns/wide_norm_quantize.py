@@ -17,7 +17,7 @@ def _wide_norm(wide: Tensor, w: Tensor, eps: float) -> Tensor:
     return wide * deviation * w.to(torch.float32)
 
 
-@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H", "scale": "H", "offset": "H"})
+@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H", "scale": "H", "offset": "H"}, holds=(torch.int8,))
 def wide_norm_quantize(
     x: Tensor, residual: Tensor, w_norm: Tensor, scale: Tensor, offset: Tensor | None, eps: float, divide: bool
 ) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def _(x: Tensor) -> None:
     require(x.dtype == torch.bfloat16, "x must be bf16", x.dtype)
 
 
-@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H"})
+@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H"}, holds=(torch.int8,))
 def wide_norm_dynamic_quantize(
     x: Tensor, residual: Tensor | None, w_norm: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor]:
