@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from glmfuse import huggingface
 from glmfuse.quantization import checkpoint
+from glmfuse.quantization.checkpoint.headers import stored
 from glmfuse.quantization.checkpoint.modelslim import FILE
+from glmfuse.quantization.checkpoint.writing import Writer
 from glmfuse.quantization.inventory import parts, shapes
 from glmfuse.quantization.quantize import form
 from glmfuse.quantization.rounding import quantized
@@ -176,3 +179,23 @@ def test_old_descriptions_do_not_say_how_many_share_a_scale(tmp_path: Path) -> N
     for out, size in ((grouped, 256), (whole, 0)):
         describe(out, lambda said: said.pop("group_size") and None)
         assert checkpoint.open(out).form_of("model.layers.0.mlp.up_proj").group_size == size
+
+
+def test_files_are_written_as_soon_as_they_are_full(tmp_path: Path) -> None:
+    """Nothing of a written file is held, and the index has every tensor in its file."""
+    writer, values = Writer(tmp_path, limit=300), {f"a.{n}": torch.randn(5, 5) for n in range(7)}
+    kept = []
+    for number, (name, value) in enumerate(values.items(), 1):
+        copy = value.clone()
+        kept.append(weakref.ref(copy))
+        writer.add({name: copy})
+        del copy
+        assert sum(one() is not None for one in kept) == number % 3
+    assert writer.finish({}, {}) == 7 * 100
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert [file.name for file in files] == [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    assert [len(load_file(file)) for file in files] == [3, 3, 1]
+    found = stored(tmp_path)
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert torch.equal(load_file(found[name].file)[name], value)

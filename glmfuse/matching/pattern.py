@@ -110,8 +110,8 @@ class Pattern:
     outputs, the first ones, the last axis is in no order, the same for all. updates: the argument whose new value
     the output is.
     carried: tensors that no result depends on, which operators of a spelling are given all the same.
-    spellings: by name, the other functions that compute the same. known: what tracing it told; postponed: what
-    traces it, where that is put off until someone asks.
+    spellings: by name, the other functions that compute the same. known: what tracing it told; postponed: the steps
+    of tracing it and its spellings that are put off until someone asks.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Pattern:
     constraints: list[Callable[..., None]] = field(default_factory=list)
     spellings: dict[str, Callable[..., Any]] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
-    postponed: Callable[[Pattern], None] | None = None
+    postponed: tuple[Callable[[Pattern], None], ...] = ()
 
     @property
     def overloads(self) -> Mapping[frozenset[str], OpOverload]:
@@ -147,9 +147,9 @@ class Pattern:
 
     def _traced(self) -> Known:
         """What tracing tells, after tracing where that was put off."""
-        if self.postponed is not None:
-            trace, self.postponed = self.postponed, None
-            trace(self)
+        steps, self.postponed = self.postponed, ()
+        for step in steps:
+            step(self)
         return self.known
 
     def may_be_in(self, dtypes: Container[torch.dtype]) -> bool:

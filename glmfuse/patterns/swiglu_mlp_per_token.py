@@ -45,7 +45,6 @@ def _block(scheme: PerToken) -> Pattern:
         examples=SIZES,
         cases=LEADS,
         dtypes=scheme.dtypes("gate", "up", "down"),
-        postponed=True,
     )
     return made(named(swiglu_mlp, scheme.name))
 

@@ -27,7 +27,6 @@ DIMS = {
     together=("w_up s_up c_up",),
     cases=LEADS,
     dtypes=w8a8.dtypes("gate", "up", "down"),
-    postponed=True,
 )
 def swiglu_mlp_w8a8(
     x: Tensor,

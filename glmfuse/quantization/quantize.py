@@ -1,10 +1,10 @@
-"""A config, and weights or none, to a quantised checkpoint: one part of the model in memory at a time."""
+"""A config, and weights or none, to a quantised checkpoint: a gigabyte of it in memory, or a layer that calibrates."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,13 @@ class Job:
     mtp: bool | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Written:
-    """What was written: layers of each type, bytes of all tensors, and MTP layers."""
+    """What was written. layers: how many linear layers of each type. bytes: of all tensors."""
 
-    layers: Counter[str] = field(default_factory=Counter)
-    bytes: int = 0
-    mtp_layers: int = 0
+    layers: Mapping[str, int]
+    bytes: int
+    mtp_layers: int
 
 
 def quantize(job: Job, step: Callable[[str, int], None] = lambda name, total: None) -> Written:
@@ -72,21 +72,22 @@ def quantize(job: Job, step: Callable[[str, int], None] = lambda name, total: No
     _require_possible(job, todo)
     read = _source(job, todo, config)
     dtype = _dtype(job.config)
+    writer, kinds = Writer(job.out), dict[str, Kind]()
     calibration = Calibration(config, job.scheme, read, dtype, job.seed) if _is_static(job.scheme) else None
-    writer, kinds = Writer(job.out, len(todo)), dict[str, Kind]()
-    written = Written(mtp_layers=mtp_layers)
-    for number, part in enumerate(todo, 1):
+    for part in todo:
         step("outside the layers" if part.layer is None else f"layer {part.layer}", len(todo))
         inputs = calibration.through(part) if calibration is not None else {}
-        tensors = _quantized(job, part, read, inputs, dtype)
-        writer.add(number, tensors)
-        kinds |= {name: job.scheme.kind_of(name.rpartition(".")[0]) for name in tensors}
+        for module, tensors in _quantized(job, part, read, inputs, dtype):
+            named = {f"{module}.{name}": value for name, value in tensors.items()}
+            writer.add(named)
+            kinds |= dict.fromkeys(named, job.scheme.kind_of(module))
+        writer.close()
     if job.weights is not None:
         writer.copy_from(job.weights)
-    written.bytes = writer.finish(*_documents(job, kinds, mtp_layers))
-    written.layers = Counter(kind.name for name, kind in kinds.items() if name.endswith("_proj.weight"))
+    size = writer.finish(*_documents(job, kinds, mtp_layers))
     open(job.out).validate(shapes(todo))
-    return written
+    layers = Counter(kind.name for name, kind in kinds.items() if name.endswith("_proj.weight"))
+    return Written(layers, size, mtp_layers)
 
 
 def form(scheme: Scheme, format: str | None, version: str | None, group_size: int | None) -> Form:
@@ -104,19 +105,19 @@ def form(scheme: Scheme, format: str | None, version: str | None, group_size: in
 
 def _quantized(
     job: Job, part: Part, read: source.Source, inputs: Mapping[str, Inputs], dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The tensors of a part, by their full names."""
-    tensors: dict[str, Tensor] = {}
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The modules of a part with the tensors that they hold, one after another."""
     weights = {weight.name: weight for weight in part.weights}
     for module, names in by_module(weights).items():
         kind = job.scheme.kind_of(module)
         held = {name: weights[f"{module}.{name}"] for name in names}
-        values = {name: read(weight).to(torch.float32 if weight.in_fp32 else dtype) for name, weight in held.items()}
-        if kind is not FLOAT:
-            weight = read(held["weight"])
-            values = quantized(module, kind, job.form, weight, values.get("bias"), inputs.get(module))
-        tensors |= {f"{module}.{name}": value for name, value in values.items()}
-    return tensors
+        values = {name: read(weight) for name, weight in held.items()}
+        kept = {name: torch.float32 if weight.in_fp32 else dtype for name, weight in held.items()}
+        if kind is FLOAT:
+            yield module, {name: value.to(kept[name]) for name, value in values.items()}
+        else:
+            bias = values["bias"].to(dtype) if "bias" in values else None
+            yield module, quantized(module, kind, job.form, values["weight"], bias, inputs.get(module))
 
 
 def _documents(job: Job, kinds: Mapping[str, Kind], mtp_layers: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -107,6 +107,25 @@ def _quant_grouped_mlp(draw: Draw) -> Arguments:
     }
 
 
+def _swiglu_mlp(draw: Draw) -> Arguments:
+    """Rows, or a batch of them, as the variant says; a half model."""
+    dtype = torch.bfloat16 if draw.dtype == torch.float32 else draw.dtype
+    lead = [draw.size(1, 9) for _ in range(draw.sizes["..."])]
+    hidden, width, out = (draw.size(1, 3, by=32) for _ in range(3))
+    both = width * (1 + ("w_up" in draw.absent))
+    return {
+        "x": draw.values(*lead, hidden).to(dtype),
+        "w_gate": draw.ints(-127, 128, hidden, both, dtype=torch.int8),
+        "s_gate": draw.positive(both) * 0.01 * hidden**-0.5,
+        **draw.unless_absent(
+            w_up=draw.ints(-127, 128, hidden, width, dtype=torch.int8),
+            s_up=draw.positive(width) * 0.01 * hidden**-0.5,
+        ),
+        "w_down": draw.ints(-127, 128, width, out, dtype=torch.int8),
+        "s_down": draw.positive(out) * 0.01 * width**-0.5,
+    }
+
+
 ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "quantize": _quantize,
     "dynamic_quantize": _dynamic_quantize,
@@ -116,4 +135,5 @@ ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "wide_norm_quantize": _wide_norm_quantize,
     "wide_norm_dynamic_quantize": _wide_norm_dynamic_quantize,
     "quant_grouped_mlp": _quant_grouped_mlp,
+    "swiglu_mlp_w8a8_dynamic": _swiglu_mlp,
 }

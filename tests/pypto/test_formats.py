@@ -29,7 +29,15 @@ pytestmark = [
 @pytest.mark.parametrize("tokens", [1, 8, 33])
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("linear", "tiny"), ("swiglu_mlp", "tiny"), ("norm_qkv_rope", "tiny"), ("gate_topk", "glm-4.5/tp8")],
+    [
+        ("linear", "tiny"),
+        ("swiglu_mlp", "tiny"),
+        ("norm_qkv_rope", "tiny"),
+        ("gate_topk", "glm-4.5/tp8"),
+        ("norm_qkv_rope_w8a8", "tiny"),
+        ("swiglu_mlp_w8a8_dynamic", "tiny"),
+        ("quant_linear", "tiny"),
+    ],
 )
 def test_a_weight_in_nz_gives_the_bits_of_one_in_nd(name: str, shape: str, tokens: int) -> None:
     launch = KERNELS[name].launch(ASCEND_910B, **arguments(name, geometry(shape), tokens, torch.bfloat16))

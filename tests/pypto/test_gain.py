@@ -18,10 +18,10 @@ from glmfuse.lowering.pypto.apart import launches_apart
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import arguments, geometry, layouts
 from glmfuse.lowering.pypto.gain import _table, gain
-from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.site import site_of
 from glmfuse.lowering.pypto.timing import Simulator
 from glmfuse.patterns import swiglu_mlp
+from tests.pypto.names import TAKEN
 
 pytestmark = [
     pytest.mark.xdist_group("pypto"),
@@ -52,7 +52,7 @@ def test_every_figure_is_below_the_prototype(name: str) -> None:
         assert row["window"] < half
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TAKEN)
 def test_the_committed_figures_are_those_of_the_kernels(name: str) -> None:
     found = Simulator().time(name, TP8, 8)
     row = rows()[name, TP8, 8]
@@ -60,7 +60,7 @@ def test_the_committed_figures_are_those_of_the_kernels(name: str) -> None:
     assert row["stages_floor"] <= row["window"]
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TAKEN)
 def test_the_table_tells_of_every_shape_of_the_family(name: str) -> None:
     parts = launches_apart(ASCEND_910B, name, arguments(name, geometry("tiny"), 3, torch.bfloat16))
     for shape in ("glm-4.5/tp8", "glm-4.7/tp16", "glm-4.5-air/tp8"):

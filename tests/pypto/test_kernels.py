@@ -28,6 +28,7 @@ from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.timing import Simulator
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
 from glmfuse.patterns import swiglu
+from tests.pypto.names import TAKEN
 from tests.support.glm import decode_static, fresh, prefill, tiny
 from tests.support.graphs import same_bits
 
@@ -40,7 +41,7 @@ TOKENS = (1, 2, 5, 8, 31, 32, 33)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TAKEN)
 def test_a_kernel_is_its_pattern_at_tiny_sizes(name: str, tokens: int) -> None:
     found = check(name, "tiny", tokens, seed=tokens)
     assert found.passed, found
@@ -48,7 +49,7 @@ def test_a_kernel_is_its_pattern_at_tiny_sizes(name: str, tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [5, 33])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TAKEN)
 def test_other_dtypes_agree_or_are_refused(name: str, dtype: torch.dtype, tokens: int) -> None:
     found = check(name, "tiny", tokens, dtype)
     assert found.passed or "torch.float32 is none of" in found.refused, found
@@ -65,7 +66,7 @@ def test_a_router_with_an_fp32_weight_at_real_size(x: torch.dtype, tokens: int) 
 
 @pytest.mark.parametrize("tokens", [1, 8, 33])
 @pytest.mark.parametrize("shape", ["glm-4.5/tp8", "glm-4.5-air/tp8"])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TAKEN)
 def test_a_kernel_is_its_pattern_at_real_sizes(name: str, shape: str, tokens: int) -> None:
     found = check(name, shape, tokens, seed=tokens)
     assert found.passed, found
@@ -73,7 +74,7 @@ def test_a_kernel_is_its_pattern_at_real_sizes(name: str, shape: str, tokens: in
 
 # The attention kernels have a round for each sequence, not for a block of them.
 @pytest.mark.parametrize(
-    ("name", "tokens"), [(name, n) for name in KERNELS for n in (1, 5, 33) if n < 33 or "attention" not in name]
+    ("name", "tokens"), [(name, n) for name in TAKEN for n in (1, 5, 33) if n < 33 or "attention" not in name]
 )
 def test_every_pass_keeps_the_numerics(name: str, tokens: int) -> None:
     found = check(name, "tiny", tokens, passes=True)
@@ -113,7 +114,7 @@ def test_a_whole_tiny_glm_runs_through_the_kernels(phase: Any) -> None:
     assert (found - expected).float().norm() / expected.float().norm() < 0.02
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TAKEN)
 def test_empty_and_strided_inputs(name: str) -> None:
     values = arguments(name, geometry("tiny"), 4, torch.bfloat16)
     spread = {key: _strided(value) if isinstance(value, torch.Tensor) else value for key, value in values.items()}

@@ -24,7 +24,7 @@ def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple
 
     A part is a call of another pattern that has a kernel, or an aten operator that is no view. What does not
     depend on the first argument, such as the cast of a weight, counts as made once. Empty where the function
-    is one operator.
+    is one operator, or calls a pattern that has no kernel.
     """
     calls = _Calls(next(iter(values.values())))
     with ExitStack() as stack, torch.no_grad():
@@ -32,12 +32,20 @@ def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple
         stack.enter_context(calls)
         BY_NAME[pattern].function(**values)
     made = [call for call in calls.made if not call[0].is_view]
+    if any(_called(op) not in KERNELS for op, _, _ in made if _called(op)):
+        return ()
     return tuple(launch for call in made for launch in _launches(chip, *call)) if len(made) > 1 else ()
 
 
-def _launches(chip: Chip, op: Any, args: tuple[Any, ...], result: Any) -> Iterator[Launch]:
+def _called(op: Any) -> str:
+    """The pattern that an operator is, or nothing."""
     namespace, _, name = op._schema.name.partition("::")
-    if namespace == NAMESPACE:
+    return name if namespace == NAMESPACE else ""
+
+
+def _launches(chip: Chip, op: Any, args: tuple[Any, ...], result: Any) -> Iterator[Launch]:
+    name = _called(op)
+    if name:
         given = {p.name: None for p in BY_NAME[name].parameters}
         given |= {argument.name: value for argument, value in zip(op._schema.arguments, args, strict=True)}
         yield KERNELS[name].launch(chip, **given)
@@ -45,7 +53,7 @@ def _launches(chip: Chip, op: Any, args: tuple[Any, ...], result: Any) -> Iterat
     tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
     results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     if tensors and results:
-        yield operator_launch(chip, name, tensors, results[0])
+        yield operator_launch(chip, op._schema.name.partition("::")[2], tensors, results[0])
 
 
 class _Calls(TorchDispatchMode):

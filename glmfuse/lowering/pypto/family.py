@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glmfuse.errors import OptionError
-from glmfuse.lowering.pypto.family_quant import CODED, W8A8, Coded, Draw
+from glmfuse.lowering.pypto.family_quant import CODED, W8A8, Coded, Draw, packed_feed_forward, quant_linear, quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +246,10 @@ _ARGUMENTS: Mapping[str, _Arguments] = {
     "swiglu_mlp": _swiglu_mlp,
     "attention": _attention,
     "paged_attention": _paged_attention,
+    "quantize": quantized,
+    "dynamic_quantize": lambda at, tokens, draw: {"x": draw(tokens, at.hidden)},
+    "quant_linear": quant_linear,
+    "swiglu_mlp_w4a8_dynamic": packed_feed_forward,
     "norm_qkv_rope_w8a8": _coded_front(W8A8),
     **{f"norm_qkv_rope_{name}": _coded_front(scheme) for name, scheme in CODED.items()},
     **{f"swiglu_mlp_{name}": scheme.feed_forward for name, scheme in CODED.items()},

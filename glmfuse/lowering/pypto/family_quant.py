@@ -9,12 +9,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from glmfuse.patterns.int4 import pack_int4
+
 Draw = Callable[..., Tensor]
 Sizes = Any
 """A `Geometry`; that module reads this one."""
 
 _SPREAD: Final = {torch.int8: 45.0, torch.float8_e4m3fn: 64.0}
 """Scale of weights' codes: of int8 a few are at its ends."""
+
+_GROUP: Final = 256
+"""Inputs of a group of W4A8."""
 
 _ROWS: Final = {torch.int8: 36.0, torch.float8_e4m3fn: 128.0}
 """About the scale of a row's codes: the largest number over the largest of a few thousand normal ones."""
@@ -60,6 +65,44 @@ class Coded:
             **self.layer("up", at.hidden, at.inter, draw),
             **self.layer("down", at.inter, at.hidden, draw),
         }
+
+
+def packed_feed_forward(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
+    """The arguments of `swiglu_mlp_w4a8_dynamic`: up in groups of 256 inputs, where they divide, down by channels."""
+    groups = at.hidden // _GROUP if at.hidden % _GROUP == 0 else 2
+    layers = (
+        ("gate", at.hidden, at.inter, groups),
+        ("up", at.hidden, at.inter, groups),
+        ("down", at.inter, at.hidden, 1),
+    )
+    drawn = {"x": draw(tokens, at.hidden)}
+    for name, inputs, outputs, parts in layers:
+        codes = draw(inputs, outputs, scale=4.0, wide=True).round().clamp(-8, 7).to(torch.int8)
+        spread = 1.0 / (_ROWS[torch.int8] * 4.0 * inputs**0.5)
+        drawn[f"w_{name}"] = pack_int4(codes)
+        drawn[f"s_{name}"] = draw(parts, outputs, wide=True).abs().clamp(0.2, 2.0) * spread
+    return drawn
+
+
+def quantized(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
+    """The arguments of `quantize`: a scale for each channel, and some numbers beyond int8."""
+    scales = {"scale": draw(at.hidden, scale=8.0, offset=40.0), "offset": draw(at.hidden, scale=5.0)}
+    return {"x": draw(tokens, at.hidden, scale=1.5), **scales, "inverse": None, "divide": False}
+
+
+def quant_linear(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
+    """The arguments of `quant_linear`, with all that may be there."""
+    out = at.heads * at.head_dim
+    layer = Coded(torch.int8, is_static=True).layer("x", at.hidden, out, draw)
+    return {
+        "x": draw(tokens, at.hidden, scale=40.0, wide=True).round().clamp(-128, 127).to(torch.int8),
+        "w": layer["w_x"],
+        "scale": layer["s_x"],
+        "per_token": draw(tokens, scale=0.1, offset=1.0, wide=True).abs(),
+        "quant_bias": layer["c_x"],
+        "bias": draw(out, scale=0.1),
+        "dtype": draw(1).dtype if draw(1).dtype != torch.float32 else torch.bfloat16,
+    }
 
 
 W8A8: Final = Coded(torch.int8, is_static=True)

@@ -11,6 +11,8 @@ from glmfuse.lowering.pypto.launch.launch import PyptoKernel
 from glmfuse.lowering.pypto.launch.linear import LINEAR
 from glmfuse.lowering.pypto.launch.norm_qkv_rope import NORM_QKV_ROPE
 from glmfuse.lowering.pypto.launch.norm_qkv_rope_quant import NORM_QKV_ROPE_QUANT
+from glmfuse.lowering.pypto.launch.quant_linear import QUANT_LINEAR
+from glmfuse.lowering.pypto.launch.quantize import QUANTIZE
 from glmfuse.lowering.pypto.launch.rms_norm import ADD_RMS_NORM, RMS_NORM
 from glmfuse.lowering.pypto.launch.rotary import ROTARY
 from glmfuse.lowering.pypto.launch.route_topk import ROUTE_TOPK
@@ -18,6 +20,7 @@ from glmfuse.lowering.pypto.launch.router_mlp_quant import ROUTER_MLP_QUANT
 from glmfuse.lowering.pypto.launch.swiglu import SWIGLU
 from glmfuse.lowering.pypto.launch.swiglu_mlp import SWIGLU_MLP
 from glmfuse.lowering.pypto.launch.swiglu_mlp_quant import SWIGLU_MLP_QUANT
+from glmfuse.lowering.pypto.launch.swiglu_mlp_w4 import SWIGLU_MLP_W4
 
 KERNELS: Mapping[str, PyptoKernel] = MappingProxyType(
     {
@@ -32,11 +35,15 @@ KERNELS: Mapping[str, PyptoKernel] = MappingProxyType(
         "swiglu_mlp": SWIGLU_MLP,
         "attention": ATTENTION,
         "paged_attention": PAGED_ATTENTION,
+        "quantize": QUANTIZE,
+        "dynamic_quantize": QUANTIZE,
+        "quant_linear": QUANT_LINEAR,
         "norm_qkv_rope_w8a8": NORM_QKV_ROPE_QUANT,
         "norm_qkv_rope_w8a8_dynamic": NORM_QKV_ROPE_QUANT,
         "norm_qkv_rope_fp8_per_token": NORM_QKV_ROPE_QUANT,
         "swiglu_mlp_w8a8_dynamic": SWIGLU_MLP_QUANT,
         "swiglu_mlp_fp8_per_token": SWIGLU_MLP_QUANT,
+        "swiglu_mlp_w4a8_dynamic": SWIGLU_MLP_W4,
         "router_mlp_w8a8_dynamic": ROUTER_MLP_QUANT,
         "router_mlp_fp8_per_token": ROUTER_MLP_QUANT,
     }

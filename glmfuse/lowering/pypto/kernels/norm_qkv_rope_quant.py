@@ -130,8 +130,7 @@ class Round:
 
     def column(self, per_token: Any) -> Any:
         """[size, 1] as [size, 1, 1]; outside of a scope, which would take the product's tasks in."""
-        column = pypto.reshape(per_token, [self.at.size, 1, 1], valid_shape=self.at.sizes(1, 1), inplace=True)
-        return self.at.cut(column, (0, 1), (0, 1))  # an inplace reshape drops valid_shape
+        return self.at.cut(pypto.unsqueeze(per_token, -1), (0, 1), (0, 1))
 
     def project(self, codes: Any, weights: list[Any]) -> list[tuple[Any, int, int]]:
         """For queries, keys and values: the sums of products that have them, the first head there, and how many."""

@@ -101,8 +101,9 @@ def _as_int8(value: Any) -> Any:
 
 
 def sorted_scales(scale: Any, groups: int, outputs: int) -> Any:
-    """Scales of even and of odd outputs, a row each for each group.  [groups, outputs / 2, 2] -> [2 groups, outputs / 2].
+    """Scales of even and of odd outputs, a row each for each group.
 
+    [groups, outputs / 2, 2] -> [2 groups, outputs / 2].
     pypto.gathermask would do it at the site, but the cost model does not know it.
     """
     half = outputs // 2

@@ -15,8 +15,8 @@ from glmfuse.matching.select import Request
 CODES: Final[Mapping[torch.dtype, str]] = {torch.int8: "DT_INT8", torch.float8_e4m3fn: "DT_FP8E4M3"}
 """dtypes of weights that are multiplied as they are, by PyPTO's names."""
 
-UNIT: Final = 32
-"""Bytes of a row that a cube core reads at once: sizes of a matrix of codes are multiples of it."""
+UNIT: Final = 16
+"""Sizes of a matrix of codes are multiples of it; what is less than a tile of 32 is filled up."""
 
 
 def multiplied(chip: Chip, site: Request, weight: str) -> str | None:

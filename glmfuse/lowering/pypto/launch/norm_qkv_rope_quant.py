@@ -80,21 +80,23 @@ def _launch(
     (batch, length, hidden), counts = x.shape, (num_heads, num_kv_heads, num_kv_heads)
     tokens = batch * length
     added = "b" if factor is None else "c"
-    weights, scales, biases = ([projections.get(f"{kind}_{name}") for name in _HEADS] for kind in ("w", "s", added))
-    held = is_held(*(w for w in weights if w is not None))
+    scales, biases = ([projections.get(f"{kind}_{name}") for name in _HEADS] for kind in ("s", added))
+    w_q, merged = projections["w_q"], projections.get("w_k") is None
+    weights = [w_q] * 3 if merged else [projections[f"w_{name}"] for name in _HEADS]
+    held = is_held(*weights)
     plan = QuantFront(
         front=_front(
             chip, tokens, hidden, counts, head_dim, cos.shape[-1], eps, DTYPES[x.dtype],
             has_residual=residual is not None, has_bias=biases[0] is not None,
-            has_qk_norm=w_q_norm is not None, merged=weights[1] is None,
+            has_qk_norm=w_q_norm is not None, merged=merged,
         ),
-        codes=CODES[weights[0].dtype],
+        codes=CODES[w_q.dtype],
         channels=0 if factor is None else factor.shape[0],
         factor_dtype=DTYPES[x.dtype if factor is None else factor.dtype],
         held=held,
     )  # fmt: skip
     nothing = w_norm.view(1, hidden)  # for what this variant does not have, and its kernel does not read
-    matrices = [as_read(weights[0] if w is None else w, held=held) for w in weights]
+    matrices = [as_read(w, held=held) for w in weights]
     shaped = [[_of_heads(t, table[0], nothing, head_dim) for t in table] for table in (scales, biases)]
     gains = [nothing if gain is None else gain.view(1, 1, head_dim) for gain in (w_q_norm, w_k_norm)]
     moved = [nothing if given is None else given.view(1, -1) for given in (factor, offset)]

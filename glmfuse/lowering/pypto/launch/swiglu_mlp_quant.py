@@ -13,16 +13,16 @@ from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.lowering.pypto.tiling import cube_tile, round_up, tail, tokens_of_round, vector_rows
 from glmfuse.matching.select import Request
 
-_LIVE_ROWS = 4
+LIVE_ROWS = 4
 """fp32 rows of hidden at once; more spill (measured)."""
 
-_LIVE_MIDDLE = 8
+LIVE_MIDDLE = 8
 """fp32 rows of the activation at once, gate and up counted each."""
 
-_LIVE_RESULTS = 4
-_MOST_ROWS = 32
+LIVE_RESULTS = 4
+MOST_ROWS = 32
 
-_WIDEST = 640
+WIDEST = 640
 """Outputs of a down projection's task. Fewer, wider tasks take longer than the releases that they save (measured)."""
 
 
@@ -33,9 +33,9 @@ def limits(chip: Chip, site: Request) -> str | None:
         lambda: half(x),
         lambda: next((why for output in outputs if (why := contiguous(output)) is not None), None),
         lambda: fixed("hidden", x.shape[-1]),
-        lambda: row_fits(chip, x.shape[-1], _LIVE_ROWS),
+        lambda: row_fits(chip, x.shape[-1], LIVE_ROWS),
         lambda: next((why for name in _weights(site) if (why := multiplied(chip, site, name)) is not None), None),
-        lambda: row_fits(chip, site.tensors["w_down"].shape[0], _LIVE_MIDDLE),
+        lambda: row_fits(chip, site.tensors["w_down"].shape[0], LIVE_MIDDLE),
         lambda: scales_fit(site, ("gate", "up", "down")),
     )
 
@@ -76,7 +76,7 @@ def feed_forward_of(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, 
     hidden, (inter, out) = x.shape[-1], w_down.shape
     block = tokens_of_round(x.numel() // hidden)
     width, both = tail(chip, hidden), w_gate.shape[1]
-    narrow = cube_tile(chip, block, inter, out, 1, widest=_WIDEST, whole=True)
+    narrow = cube_tile(chip, block, inter, out, 1, widest=WIDEST, whole=True)
     middle = tail(chip, inter, 1)
     return FeedForward(
         hidden=hidden,
@@ -85,11 +85,11 @@ def feed_forward_of(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, 
         merged=w_up is None,
         held=is_held(*(w for w in (w_gate, w_up, w_down) if w is not None)),
         block=block,
-        rows=vector_rows(chip, width, block, _LIVE_ROWS, tiles=2 if block > 1 else 1),
+        rows=vector_rows(chip, width, block, LIVE_ROWS, tiles=2 if block > 1 else 1),
         width=width,
-        mid_rows=min(_MOST_ROWS, vector_rows(chip, middle, block, _LIVE_MIDDLE)),
+        mid_rows=min(MOST_ROWS, vector_rows(chip, middle, block, LIVE_MIDDLE)),
         mid_width=middle,
-        out_rows=min(_MOST_ROWS, vector_rows(chip, round_up(narrow.n, 8), block, _LIVE_RESULTS)),
+        out_rows=min(MOST_ROWS, vector_rows(chip, round_up(narrow.n, 8), block, LIVE_RESULTS)),
         wide=cube_tile(chip, block, hidden, both, 1),
         narrow=narrow,
         codes=CODES[w_gate.dtype],
