@@ -24,9 +24,23 @@ OTHER_OPS = {
     aten.mul.Tensor: aten.add.Tensor,
     aten.div.Tensor: aten.mul.Tensor,
     aten.bitwise_not.default: aten.clone.default,
+    aten.round.default: aten.floor.default,
+    aten.amax.default: aten.amin.default,
+    aten.reciprocal.default: aten.neg.default,
+    aten.bitwise_xor.Scalar: aten.bitwise_or.Scalar,
+    aten.bitwise_and.Scalar: aten.bitwise_xor.Scalar,
+    aten.__rshift__.Scalar: aten.__lshift__.Scalar,
+    aten.sub.Tensor: aten.add.Tensor,
 }
 ORDERED = (aten.div.Tensor, aten.cat.default)
-DTYPES = {torch.float32: torch.float64, torch.bfloat16: torch.float16, torch.bool: torch.int64}
+DTYPES = {
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float16,
+    torch.bool: torch.int64,
+    torch.int32: torch.float32,
+    torch.int8: torch.uint8,
+    torch.float8_e4m3fn: torch.float8_e5m2,
+}
 
 
 @dataclass(frozen=True)
