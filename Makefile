@@ -32,6 +32,7 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/compile_time.py
 	$(BIN)/python benchmarks/pypto_check.py
 	$(BIN)/python benchmarks/pypto_times.py && $(BIN)/python benchmarks/pypto_tables.py
+	$(BIN)/python benchmarks/pypto_quant.py
 
 $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "glmfuse needs Python 3.11 or 3.12; name one with: make PYTHON=/path/to/python3.11"; exit 1; }

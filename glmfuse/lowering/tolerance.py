@@ -74,6 +74,13 @@ INT8_STEPS_APART: Final[Mapping[torch.dtype, float]] = MappingProxyType(
 )
 
 
+FP8_RELATIVE_APART: Final = (2 * 2.0**-8 / 3) ** 0.5
+"""float8_e4m3fn rows by a scale that is rounded to bf16, and by one that is not.
+
+The grid slides, so there are two roundings, each uniform in at most 2^-4 of a number to both sides: variance 2^-8 / 3.
+"""
+
+
 def allowed(dtype: torch.dtype) -> float:
     """The largest relative L2 error for a dtype; 0 for integers and booleans, which are exact."""
     return RELATIVE_L2.get(dtype, 0.0)

@@ -45,6 +45,7 @@ def pattern(
     unordered: int = 0,
     updates: str | None = None,
     carried: Iterable[str] = (),
+    holds: Iterable[torch.dtype] = (),
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
@@ -55,8 +56,9 @@ def pattern(
     that never have it. unordered: of how many outputs, the first ones, kernels may permute the last axis, of all
     alike. updates: the tensor argument whose new value is the one output, so that kernels may write it in place.
     carried: optional tensors that no result depends on, for spellings whose operators are given them all the same.
-    Raises PatternError, with the line, when the function is no pattern. glmfuse's own are traced when someone asks:
-    its tests hold them, and a command that compiles nothing does without the seconds that it takes.
+    holds: dtypes without which no graph has it, so that it costs other models nothing. Raises PatternError, with
+    the line, when the function is no pattern. glmfuse's own are traced when someone asks: its tests hold them, and a
+    command that compiles nothing does without the seconds that it takes.
     """
 
     def register(function: Callable[..., Any]) -> Pattern:
@@ -73,6 +75,7 @@ def pattern(
             unordered=unordered,
             updates=updates,
             carried=frozenset(carried),
+            holds=frozenset(holds),
         )
         if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")

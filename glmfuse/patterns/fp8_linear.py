@@ -14,7 +14,7 @@ FP8 = torch.float8_e4m3fn
 _DTYPES = {"x": FP8, "w": FP8, "scale": torch.float32, "per_token": torch.float32, "bias": torch.float32}
 
 
-@pattern(dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "bias": "O"}, dtypes=_DTYPES)
+@pattern(dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "bias": "O"}, dtypes=_DTYPES, holds=(FP8,))
 def fp8_linear(
     x: Tensor, w: Tensor, scale: Tensor, per_token: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

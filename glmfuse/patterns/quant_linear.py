@@ -20,7 +20,11 @@ _DTYPES = {
 }
 
 
-@pattern(dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "quant_bias": "O", "bias": "O"}, dtypes=_DTYPES)
+@pattern(
+    dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "quant_bias": "O", "bias": "O"},
+    dtypes=_DTYPES,
+    holds=(torch.int8,),
+)
 def quant_linear(
     x: Tensor,
     w: Tensor,

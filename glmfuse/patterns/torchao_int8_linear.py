@@ -16,7 +16,7 @@ def _scaled(total: Tensor, row_scale: Tensor, scale: Tensor, dtype: torch.dtype)
     return (total.to(torch.float32) * row_scale).to(dtype) * scale.flatten()
 
 
-@pattern(dims={"rows": "T K", "row_scale": "T 1", "w": "O K", "scale": "O 1"}, dtypes=_DTYPES)
+@pattern(dims={"rows": "T K", "row_scale": "T 1", "w": "O K", "scale": "O 1"}, dtypes=_DTYPES, holds=(torch.int8,))
 def torchao_int8_linear(rows: Tensor, row_scale: Tensor, w: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows wᵀ * row_scale, rounded to dtype) * scale.
 

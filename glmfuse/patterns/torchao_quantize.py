@@ -12,7 +12,7 @@ from glmfuse.patterns.quantize import FLOATS
 _LEAST_SCALE = torch.finfo(torch.float32).eps
 
 
-@pattern(dims={"x": "... H"})
+@pattern(dims={"x": "... H"}, holds=(torch.int8,))
 def torchao_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x * (1 / scale) as int8 and the scale, where scale = max |x| / 127.5 of each row.
 

@@ -35,7 +35,7 @@ _CASES: tuple[dict[str, int], ...] = ({}, {"G": 1})
 """One group is no dimension that anything is transposed around."""
 
 
-@pattern(dims=_DIMS, cases=_CASES, dtypes=_DTYPES)
+@pattern(dims=_DIMS, cases=_CASES, dtypes=_DTYPES, holds=(torch.int8, torch.uint8))
 def w4_linear(
     x: Tensor, w: Tensor, scale: Tensor, per_token: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

@@ -244,14 +244,12 @@ def test_fp8_experts_are_the_patterns_up_to_the_rounding_of_silu() -> None:
 
 
 INT8_EXPERTS = [
-    "npu_dynamic_quant",
     "npu_moe_init_routing_v2",
     "npu_grouped_matmul_swiglu_quant_v2",
     "npu_grouped_matmul",
     "npu_moe_finalize_routing",
 ]
 INT4_EXPERTS = [
-    "npu_dynamic_quant",
     "npu_moe_init_routing_v2",
     "npu_grouped_matmul",
     "npu_swiglu",

@@ -48,7 +48,7 @@ def test_float8_wants_another_soc_and_says_which(name: str) -> None:
             r"offset .* of \(64,\); the kernel",
         ),
         ("norm_qkv_rope_w8a8_dynamic", {"b_k": torch.rand(32)}, "dtype torch.float32 of b_k is none of torch.bfloat16"),
-        ("swiglu_mlp_w8a8_dynamic", {"s_down": torch.rand(1)}, "s_down has 1 numbers for 64 outputs"),
+        ("swiglu_mlp_w8a8_dynamic", {"s_down": torch.rand(64).bfloat16()}, "dtype torch.bfloat16 of s_down is none of"),
         ("swiglu_mlp_w4a8_dynamic", {"s_gate": torch.rand(8, 32)}, "groups of 8 inputs of w_gate are no multiples"),
         ("quantize", {"divide": True}, "the kernel multiplies"),
         ("quantize", {"offset": None}, "no offset"),

@@ -71,6 +71,14 @@ COUNTS = {
 """Fused sites: every layer's front, MLP or experts; attention's output projection, whose rows are quantised before it;
 the second norm of each layer, and the last one."""
 
+
+def table() -> str:
+    """COUNTS in Markdown, as docs/quantised.md has it."""
+    sites = {name: ", ".join(f"{count} `{site}`" for site, count in counts.items()) for name, counts in COUNTS.items()}
+    rows = ("| scheme | fused sites |", "| --- | --- |", *(f"| `{name}` | {fused} |" for name, fused in sites.items()))
+    return "\n".join(rows)
+
+
 LOGITS = {"w8a8": 0.12, "w8a8_dynamic": 0.1, "fp8_per_token": 0.35, "w4a8_dynamic": 0.6}
 """Relative L2 of logits beside the float model's, of the same experts: what rounding costs three layers of 64 channels.
 

@@ -21,8 +21,8 @@ _SPREAD: Final = {torch.int8: 45.0, torch.float8_e4m3fn: 64.0}
 _GROUP: Final = 256
 """Inputs of a group of W4A8."""
 
-_ROWS: Final = {torch.int8: 36.0, torch.float8_e4m3fn: 128.0}
-"""About the scale of a row's codes: the largest number over the largest of a few thousand normal ones."""
+_ROWS: Final = 36.0
+"""About the scale of a row's codes, where `factor` makes them of what is normalised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Coded:
         """A weight [in, out], a transpose of what is held, its scale, and its int32 bias; results of about `scale`."""
         held = draw(outputs, inputs, scale=_SPREAD[self.code], wide=True)
         held = held.round().clamp(-128, 127) if self.code == torch.int8 else held.clamp(-448, 448)
-        spread = scale / (_ROWS[self.code] * _SPREAD[self.code] * inputs**0.5)
+        rows = _ROWS if self.is_static else 1.0  # the scale of each token undoes its codes
+        spread = scale / (rows * _SPREAD[self.code] * inputs**0.5)
         drawn = {
             f"w_{name}": held.to(self.code).t(),
             f"s_{name}": draw(outputs, wide=True).abs().clamp(0.2, 2.0) * spread,
@@ -78,7 +79,7 @@ def packed_feed_forward(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
     drawn = {"x": draw(tokens, at.hidden)}
     for name, inputs, outputs, parts in layers:
         codes = draw(inputs, outputs, scale=4.0, wide=True).round().clamp(-8, 7).to(torch.int8)
-        spread = 1.0 / (_ROWS[torch.int8] * 4.0 * inputs**0.5)
+        spread = 1.0 / (4.0 * inputs**0.5)
         drawn[f"w_{name}"] = pack_int4(codes)
         drawn[f"s_{name}"] = draw(parts, outputs, wide=True).abs().clamp(0.2, 2.0) * spread
     return drawn

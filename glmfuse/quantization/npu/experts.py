@@ -1,7 +1,8 @@
 """Routed experts of each type: sorted by expert, multiplied in groups, and summed for each token.
 
 x [..., hidden] bf16 or fp16, weights [tokens, active] fp32, ids [tokens, active] of experts -> x's shape and dtype.
-Rows are quantised once for all their experts, before they are copied to them. Source: vllm-ascend 182b75e,
+The routing quantises int8 rows as it copies them. The calls are a spelling of `quant_grouped_mlp` in
+`dialects.npu_quant_experts`, so that a graph that has them is one of that pattern. Source: vllm-ascend 182b75e,
 ops/fused_moe of one rank. It sums by npu_moe_token_unpermute with weights in the model's dtype; here they stay fp32,
 as `grouped_mlp` has them, and npu_moe_finalize_routing takes them.
 """
@@ -20,6 +21,8 @@ from glmfuse.quantization.npu.linear import grouped
 from glmfuse.quantization.prepare.layers import Fp8, Int4, Int8
 
 _COUNTS: Final = 1
+_BY_ROW: Final = 1
+_AS_THEY_ARE: Final = -1
 _BY_TOKEN: Final = 2
 """`drop_pad_mode` of finalize: nothing is dropped, and places are listed token by token, as init_routing_v2 does."""
 
@@ -39,7 +42,7 @@ def w8a8_dynamic(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Int8, down: I
     Between the two products nothing is rounded but to int8: what `quant_grouped_mlp` rounds to x's dtype, twice,
     stays fp32, and the scale of a row is max / 127.
     """
-    there = _quantised(x, ids, gate_up.weight.shape[0])
+    there = _routed(x, ids, gate_up.weight.shape[0])
     hidden, per_token = torch.ops.npu.npu_grouped_matmul_swiglu_quant_v2(
         there.rows, [gate_up.weight], [gate_up.scale], there.per_token, there.counts, group_list_type=_COUNTS
     )
@@ -49,7 +52,7 @@ def w8a8_dynamic(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Int8, down: I
 
 def w4a8_dynamic(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Int4, down: Int4) -> Tensor:
     """int4 weights: both products as `npu.linear.w4a8_dynamic` has its one; swiglu rounds once, not silu too."""
-    there = _quantised(x, ids, gate_up.weight.shape[0])
+    there = _routed(x, ids, gate_up.weight.shape[0])
     first = _int4(there.rows, there.per_token, gate_up, there.counts, x.dtype)
     rows, per_token = torch.ops.npu.npu_dynamic_quant(torch.ops.npu.npu_swiglu(first, -1), dst_type=torch.int8)
     return _summed(_int4(rows, per_token, down, there.counts, x.dtype), weights, there.places, x)
@@ -61,7 +64,7 @@ def _int4(rows: Tensor, per_token: Tensor, layer: Int4, counts: Tensor, dtype: t
 
 def fp8_per_token(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Fp8, down: Fp8) -> Tensor:
     """8-bit floats, quantised once they are copied: the routing takes no rows of theirs."""
-    there = _routed(_rows(x), ids, gate_up.weight.shape[0], None)
+    there = _routed(x, ids, gate_up.weight.shape[0], quantises=False)
     first = _fp8(there.rows, gate_up, there.counts, x.dtype)
     return _summed(_fp8(torch.ops.npu.npu_swiglu(first, -1), down, there.counts, x.dtype), weights, there.places, x)
 
@@ -71,24 +74,18 @@ def _fp8(x: Tensor, layer: Fp8, counts: Tensor, dtype: torch.dtype) -> Tensor:
     return grouped(rows, layer.weight, layer.scale, per_token, counts, dtype, kind=_COUNTS)
 
 
-def _quantised(x: Tensor, ids: Tensor, experts: int) -> Sorted:
-    """Every token quantised, then copied to its experts with its scale."""
-    rows, per_token = torch.ops.npu.npu_dynamic_quant(_rows(x), dst_type=torch.int8)
-    return _routed(rows, ids, experts, per_token)
-
-
-def _routed(rows: Tensor, ids: Tensor, experts: int, per_token: Tensor | None) -> Sorted:
+def _routed(x: Tensor, ids: Tensor, experts: int, quantises: bool = True) -> Sorted:
+    """Every token copied to its experts, as int8 by row or as it is."""
     return Sorted(
         *torch.ops.npu.npu_moe_init_routing_v2(
-            rows,
+            _rows(x),
             ids.to(torch.int32),
-            scale=per_token,
+            active_num=ids.shape[0] * ids.shape[1],
             expert_num=experts,
-            drop_pad_mode=0,
             expert_tokens_num_type=_COUNTS,
             expert_tokens_num_flag=True,
             active_expert_range=[0, experts],
-            quant_mode=-1,
+            quant_mode=_BY_ROW if quantises else _AS_THEY_ARE,
         )
     )
 

@@ -159,8 +159,9 @@ class Round:
         own = 0 if front.merged else index
         pypto.set_vec_tile_shapes(front.head_rows, count, front.head_dim)
         scope(2 + index)
-        constants = [self.of_heads(table[own], first, count) for table in (scales, biases)]
-        value = self.floats(self.at.cut(sums, (first, count), (0, front.head_dim)), count, per_token, *constants)
+        scale = self.of_heads(scales[own], first, count)
+        bias = self.of_heads(biases[own], first, count) if front.has_bias else None
+        value = self.floats(self.at.cut(sums, (first, count), (0, front.head_dim)), count, per_token, scale, bias)
         if index == 2:
             self.at.put(pypto.cast(value, self.element), output, 0, 0)
         else:

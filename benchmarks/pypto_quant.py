@@ -1,0 +1,120 @@
+"""Quantised PyPTO kernels beside PyPTO's own GLM-4.5 kernels, in one cost model, with their error at each point.
+
+    python benchmarks/pypto_quant.py
+
+prints the table and writes benchmarks/results/pypto_quant.json. GLM-4.5 over 8 devices, bf16. Nothing here runs on a
+chip: times are PyPTO 0.2.0's cost model's, errors its interpreter's on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from glmfuse.lowering.pypto.checking import distance
+from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.family import arguments, geometry
+from glmfuse.lowering.pypto.launch.launch import interpret
+from glmfuse.lowering.pypto.process import Mode
+from glmfuse.lowering.pypto.registry import KERNELS
+from glmfuse.lowering.pypto.timing import BLIND, WHOLE_L1, Simulator
+from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2
+from glmfuse.report.lines import entry_a_line
+
+RESULTS = Path(__file__).parent / "results" / "pypto_quant.json"
+SHAPE = "glm-4.5/tp8"
+TOKENS = (1, 8, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A kernel of PyPTO's (models/glm_v4_5 at its release 0.2.0), and what is wanted of ours, as a part of its time.
+
+    times: its windows in microseconds at TOKENS, measured once in this cost model with that release's wheel and
+    unchanged sources; no run of this script measures them again.
+    """
+
+    name: str
+    times: tuple[float, ...]
+    wanted: float
+
+
+_FRONT = Compared("attention_pre_quant", (74.9, 74.9, 97.9), 0.5)
+_SHARED = Compared("ffn_shared_expert_quant", (30.7, 44.2, 47.7), 0.7)
+_FUSED = Compared("moe_fusion", (32.5, 42.7, 45.8), 0.7)
+
+COMPARED: Mapping[str, Compared | None] = {
+    "norm_qkv_rope_w8a8": _FRONT,
+    "norm_qkv_rope_w8a8_dynamic": None,
+    "swiglu_mlp_w8a8_dynamic": _SHARED,
+    "router_mlp_w8a8_dynamic": _FUSED,
+    "swiglu_mlp_w4a8_dynamic": None,
+}
+_TOGETHER = {"norm": ("q", "k", "v"), "swiglu": ("gate", "up"), "router": ("gate", "up")}
+
+
+def main() -> None:
+    simulator = Simulator()
+    points = [(name, merged, tokens) for name in COMPARED for merged in (False, True) for tokens in TOKENS]
+    rows = [row(simulator, *point) for point in tqdm(points)]
+    RESULTS.write_text(entry_a_line({"note": BLIND, "shape": SHAPE, "rows": rows}) + "\n")
+    print(table(rows))
+
+
+def row(simulator: Simulator, name: str, merged: bool, tokens: int) -> dict[str, Any]:
+    """One kernel at one number of tokens; merged: projections of one input are one matrix, as in PyPTO's kernels."""
+    values = arguments(name, geometry(SHAPE), tokens, torch.bfloat16, seed=tokens)
+    values = together(values, _TOGETHER[name.partition("_")[0]]) if merged else values
+    half, whole = (KERNELS[name].launch(chip, **values) for chip in (ASCEND_910B, WHOLE_L1))
+    theirs = COMPARED[name]
+    return {
+        "kernel": name,
+        "merged": merged,
+        "tokens": tokens,
+        "window": round(simulator.simulation(half).window, 1),
+        "whole_l1": round(simulator.simulation(whole).window, 1),
+        "theirs": None if theirs is None else theirs.times[TOKENS.index(tokens)],
+        "wanted": None if theirs is None else theirs.wanted,
+        "error": distance(name, interpret(half, Mode.COMPILE), values),
+    }
+
+
+def together(values: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments with the weights, scales and biases of several projections in the first one's."""
+    merged = dict(values)
+    for kind in "wscb":
+        given = [values[f"{kind}_{part}"] for part in parts if f"{kind}_{part}" in values]
+        if given:
+            held = kind == "w" and given[0].t().is_contiguous()
+            joined = torch.cat([w.t() for w in given]).t() if held else torch.cat(given, dim=-1)
+            merged |= {f"{kind}_{part}": None for part in parts} | {f"{kind}_{parts[0]}": joined}
+    return merged
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| kernel | projections | tokens | us | whole L1 | PyPTO's own | ratio | wanted | relative L2 |",
+        "|---" * 9 + "|",
+    ]
+    for found in rows:
+        theirs = found["theirs"]
+        ratio = "" if theirs is None else f"{found['window'] / theirs:.2f}"
+        wanted = "" if theirs is None else f"{found['wanted']} {'met' if float(ratio) < found['wanted'] else 'missed'}"
+        projections = "merged" if found["merged"] else "separate"
+        error = found["error"]
+        assert error <= KERNEL_RELATIVE_L2[torch.bfloat16], found
+        lines.append(
+            f"| `{found['kernel']}` | {projections} | {found['tokens']} | {found['window']} | {found['whole_l1']} | "
+            f"{theirs or ''} | {ratio} | {wanted} | {error:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
