@@ -99,11 +99,10 @@ def _made() -> Path:
 def float_folder() -> Path:
     """The checkpoint in bf16 that all the cases are rounded from, MTP layer included."""
     folder, config = _made() / "float", huggingface.make_config(CONFIG)
-    read, todo = drawn(0), parts(config, 1)
-    writer = Writer(folder, len(todo))
-    for number, part in enumerate(todo, 1):
+    read, writer = drawn(0), Writer(folder)
+    for part in parts(config, 1):
         dtypes = {weight: torch.float32 if weight.in_fp32 else torch.bfloat16 for weight in part.weights}
-        writer.add(number, {weight.name: read(weight).to(dtype) for weight, dtype in dtypes.items()})
+        writer.add({weight.name: read(weight).to(dtype) for weight, dtype in dtypes.items()})
     writer.finish({**CONFIG, "architectures": ["Glm4MoeForCausalLM"]}, {})
     return folder
 
