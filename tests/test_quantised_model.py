@@ -64,6 +64,7 @@ def test_every_form_of_a_checkpoint_fuses_alike(case: str) -> None:
     check_fused(case, captured(case, "decode_static"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_sizes_may_vary(case: str) -> None:
     check_fused(case, captured(case, "prefill", dynamic=True), PARTS_WHERE_SIZES_VARY.get(case, NO_OTHERS))
@@ -82,6 +83,7 @@ def generate(model: Any, prompt: Tensor) -> Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_32_tokens_equal_eagers(case: str) -> None:
     model, report = quantised(case), Report()

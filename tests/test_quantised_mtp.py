@@ -102,6 +102,7 @@ def test_drafted_tokens_are_the_models_own(case: str) -> None:
     assert (logits.amax(-1) - wrong).mean() > logits.std(), "other tokens would be far off"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_EACH)
 def test_compiled_model_and_layer_draft_eagers_tokens(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers makes the MtpModel inside generate, so that its class is what can be compiled."""
