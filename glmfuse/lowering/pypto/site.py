@@ -29,7 +29,7 @@ def site_of(pattern: str, values: Mapping[str, Any], launch_us: float = LAUNCH_U
 
 
 def refusal(chip: Chip, kernel: PyptoKernel, pattern: str, values: Mapping[str, Any]) -> str | None:
-    """Why a kernel does not take these arguments, with the number that exceeds, or None; or why its pattern does not."""
+    """Why a kernel, or its pattern, does not take these arguments, with the number that exceeds, or None."""
     try:
         site = site_of(pattern, values)
     except ConstraintError as error:
