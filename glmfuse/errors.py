@@ -5,7 +5,8 @@ A pattern that does not match is not an error: it is a `glmfuse.matching.mismatc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 
 class GlmfuseError(Exception):
@@ -48,6 +49,34 @@ class VerificationError(GlmfuseError):
 
 class ConfigError(GlmfuseError):
     """A model configuration cannot be read or built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What one layer of a quantised model is said to hold, and what it does."""
+
+    layer: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: expected {self.expected}, found {self.found}"
+
+
+class QuantizationError(GlmfuseError):
+    """A model cannot be quantised, or its quantised weights cannot be taken, as was asked."""
+
+    _SHOWN = 20
+
+    def __init__(self, where: str, problems: Sequence[Problem]) -> None:
+        shown = "".join(f"\n  {problem}" for problem in problems[: self._SHOWN])
+        rest = len(problems) - self._SHOWN
+        super().__init__(f"{where}:{shown}" + (f"\n  and {rest} more" if rest > 0 else ""))
+        self.problems = tuple(problems)
+
+
+class CheckpointError(QuantizationError):
+    """The files of a checkpoint disagree with each other, or with the model; every problem is named."""
 
 
 class KernelError(GlmfuseError):

@@ -12,11 +12,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from glmfuse.ascend import installed
+from glmfuse.cli.main import main
 from tests.test_ascend_installed import link
 
 SETTINGS = ("TORCH_DEVICE_BACKEND_AUTOLOAD", "ASCEND_HOME_PATH")
@@ -52,12 +54,18 @@ def torch_npu(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@cache
+def plain() -> subprocess.CompletedProcess[str]:
+    """What it says of this machine."""
+    return run("doctor")
+
+
 ABSENT = pytest.mark.skipif(installed.torch_npu_version() is not None, reason="of a machine without torch_npu")
 
 
 @ABSENT
 def test_a_cpu_is_usable() -> None:
-    done = run("doctor")
+    done = plain()
     assert done.returncode == 0, done.stderr
     assert "  engine        inductor\n" in done.stdout
     assert done.stdout.endswith("usable: yes\n")
@@ -66,13 +74,14 @@ def test_a_cpu_is_usable() -> None:
 @ABSENT
 def test_the_readme_has_what_it_prints() -> None:
     shown = (ROOT / "README.md").read_text().partition("$ glmfuse doctor\n")[2].partition("```")[0]
-    printed = run("doctor").stdout
+    printed = plain().stdout
     assert re.sub(r"\d+\.\d+\.\d+\S*", "VERSION", printed) == re.sub(r"\d+\.\d+\.\d+\S*", "VERSION", shown)
 
 
 @ABSENT
-def test_the_data_form() -> None:
-    health = json.loads(run("doctor", "--json").stdout)
+def test_the_data_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    health = json.loads(capsys.readouterr().out)
     assert health["usable"] is True
     assert health["broken"] is None
     found = {part["name"]: part["found"] for part in health["parts"]}
@@ -136,13 +145,18 @@ def test_what_only_an_import_shows_is_found_out_apart(torch_npu: Callable[..., P
     assert "  engine        inductor" in done.stdout
 
 
-def test_cann_is_found_and_its_version_read(tmp_path: Path) -> None:
+def test_cann_is_found_and_its_version_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     info = tmp_path / "aarch64-linux" / "ascend_toolkit_install.info"
     info.parent.mkdir()
     info.write_text("package_name=Ascend-cann-toolkit\nversion=8.3.RC1\ninnerversion=V100R001C23\n")
-    assert "  CANN          8.3.RC1\n" in run("doctor", ASCEND_HOME_PATH=str(tmp_path)).stdout
-    gone = run("doctor", ASCEND_HOME_PATH=str(tmp_path / "gone"))
-    assert f"ASCEND_HOME_PATH names '{tmp_path / 'gone'}', which is no folder" in gone.stdout
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    main(["doctor"])
+    assert "  CANN          8.3.RC1\n" in capsys.readouterr().out
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "gone"))
+    main(["doctor"])
+    assert f"ASCEND_HOME_PATH names '{tmp_path / 'gone'}', which is no folder" in capsys.readouterr().out
 
 
 def test_torch_npu_with_a_cann_that_is_gone(torch_npu: Callable[..., Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,77 +14,19 @@ from glmfuse.capture import Fresh
 from glmfuse.fuse import _TRACES
 from glmfuse.lowering.tolerance import allowed
 from glmfuse.lowering.verify import difference
-from glmfuse.matching import dims as dims_of
-from glmfuse.matching.examples import example_scalars, example_sizes, takes, variants
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
 from glmfuse.matching.traced import live_terms, trace_pattern
 from glmfuse.patterns import PATTERNS
-from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CASES = [
-    pytest.param(pattern, variant, id=f"{pattern.name}-{variant}")
-    for pattern in PATTERNS
-    for variant in variants(pattern)
-]
-OWN_CASES = [case for case in CASES if not case.values[1].spelling]
-
-
-def in_dtypes(wanted: Callable[[Variant, bool], tuple[torch.dtype, ...]]) -> list[Any]:
-    """The cases in these dtypes of each, given whether it is the first of its pattern and spelling."""
-    seen: set[tuple[str, str]] = set()
-    made = []
-    for pattern, variant in (case.values for case in CASES):
-        is_first = (pattern.name, variant.spelling) not in seen
-        seen.add((pattern.name, variant.spelling))
-        for dtype in wanted(variant, is_first):
-            if takes(pattern, variant, dtype):
-                made.append(pytest.param(pattern, variant, dtype, id=f"{pattern.name}-{variant}-{dtype}"))
-    return made
-
-
-def every_dtype_once(variant: Variant, is_first: bool) -> tuple[torch.dtype, ...]:
-    """All dtypes for a pattern's first variant; the others differ from it in their graph, which bf16 shows."""
-    return DTYPES if is_first else (torch.bfloat16,)
-
-
-def every_graph(variant: Variant, is_first: bool) -> tuple[torch.dtype, ...]:
-    """Without casts a graph is another one, so fp32 for all; fp16 has the graph of bf16."""
-    return DTYPES if is_first else (torch.float32, torch.bfloat16)
-
-
-def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int = 0) -> dict[str, Any]:
-    """Real arguments: random tensors of the pattern's own example sizes."""
-    values = example_sizes(pattern, variant, which)
-    arguments: dict[str, Any] = {p.name: None for p in pattern.parameters}
-    for parameter in pattern.parameters:
-        if parameter.is_tensor and parameter.name not in variant.absent:
-            shape = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)
-            arguments[parameter.name] = _draw(shape, pattern.dtypes.get(parameter.name, dtype))
-    return {**arguments, **example_scalars(pattern, variant, values, which)}
-
-
-def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers, int8 and bytes of all that there are.
-
-    Other integers are ids, lengths or positions that every size allows, in one dimension distinct.
-    """
-    if dtype.is_floating_point:
-        return torch.randn(shape).to(dtype)
-    if dtype in (torch.int8, torch.uint8):
-        return torch.randint(0, 256, shape, dtype=torch.uint8).view(dtype)
-    return (1 + torch.randperm(*shape) if len(shape) == 1 else torch.randint(1, 4, shape)).to(dtype)
+from tests.support.cases import CASES, OVERLOADS, every_dtype_once, every_graph, example, in_dtypes
+from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "variant", "dtype"),
-    in_dtypes(lambda variant, is_first: () if variant.spelling else every_dtype_once(variant, is_first)),
-)
+@pytest.mark.parametrize(("pattern", "variant", "dtype"), in_dtypes(every_dtype_once, spelled=False))
 def test_the_op_is_the_function(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
     arguments = example(pattern, variant, dtype)
     found = as_tuple(pattern.call_op(arguments))
@@ -95,10 +37,7 @@ def test_the_op_is_the_function(pattern: Pattern, variant: Variant, dtype: torch
     assert len(set(storages)) == len(storages), "outputs are fresh and apart"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "variant", "dtype"),
-    in_dtypes(lambda variant, is_first: every_dtype_once(variant, is_first) if variant.spelling else ()),
-)
+@pytest.mark.parametrize(("pattern", "variant", "dtype"), in_dtypes(every_dtype_once, spelled=True))
 def test_a_spelling_is_the_same_function(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
     arguments = example(pattern, variant, dtype)
     found = as_tuple(pattern.function_of(variant.spelling)(**arguments))
@@ -107,7 +46,7 @@ def test_a_spelling_is_the_same_function(pattern: Pattern, variant: Variant, dty
         assert difference(mine, theirs)[1] <= allowed(mine.dtype)
 
 
-@pytest.mark.parametrize(("pattern", "variant"), OWN_CASES)
+@pytest.mark.parametrize(("pattern", "variant"), OVERLOADS)
 def test_opcheck(pattern: Pattern, variant: Variant) -> None:
     arguments = example(pattern, variant, torch.bfloat16)
     overload = pattern.overload(arguments)
@@ -118,36 +57,36 @@ def test_opcheck(pattern: Pattern, variant: Variant) -> None:
     torch.library.opcheck(overload, values, test_utils=utilities)
 
 
-@pytest.mark.parametrize(("pattern", "variant", "dtype"), in_dtypes(every_graph))
-def test_it_finds_itself_and_changes_no_bit(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
+@cache
+def captured(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> tuple[dict[str, Any], Captured]:
+    """Arguments, and the graph that the backend captures of the pattern's function on them."""
     arguments = example(pattern, variant, dtype, which=int(dtype == torch.bfloat16))
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     rest = {name: value for name, value in arguments.items() if name not in tensors}
-    captured = capture(lambda **given: as_tuple(pattern.function_of(variant.spelling)(**given, **rest)), **tensors)[0]
-    module = captured.module()
+    function = pattern.function_of(variant.spelling)
+    return arguments, capture(lambda **given: as_tuple(function(**given, **rest)), **tensors)[0]
+
+
+@pytest.mark.parametrize(("pattern", "variant", "dtype"), in_dtypes(every_graph))
+def test_it_finds_itself_and_changes_no_bit(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> None:
+    graph = captured(pattern, variant, dtype)[1]
+    module = graph.module()
     report = run_stages(module, only=(pattern.name,))
     assert report.count()[pattern.name] == 1
-    before = outputs_and_writes(captured.module(), captured.arguments())
-    assert same_bits(outputs_and_writes(module, captured.arguments()), before)
+    before = outputs_and_writes(graph.module(), graph.arguments())
+    assert same_bits(outputs_and_writes(module, graph.arguments()), before)
 
 
 @pytest.mark.parametrize(("pattern", "variant"), CASES)
 def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) -> None:
     """AOT, for the model, and the tracer under it, for patterns, give one spelling."""
-    arguments = example(pattern, variant, torch.bfloat16)
+    arguments, by_aot = captured(pattern, variant, torch.bfloat16)
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-    rest = {name: value for name, value in arguments.items() if name not in tensors and value is not None}
-    function = pattern.function_of(variant.spelling)
-    by_aot = capture(lambda *given: as_tuple(function(**_all(pattern, tensors, given), **rest)), *tensors.values())
+    rest = {p.name: arguments[p.name] for p in pattern.parameters if not p.is_tensor}
     fresh = Fresh()
     fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
-    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=function)
-    assert _spelling(canonicalize(by_aot[0].graph_module.graph).outputs) == _spelling(by_tracer.outputs)
-
-
-def _all(pattern: Pattern, tensors: dict[str, torch.Tensor], given: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-    absent = {p.name: None for p in pattern.parameters if p.is_tensor and p.name not in tensors}
-    return {**absent, **dict(zip(tensors, given, strict=True))}
+    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=pattern.function_of(variant.spelling))
+    assert _spelling(canonicalize(by_aot.graph_module.graph).outputs) == _spelling(by_tracer.outputs)
 
 
 def _spelling(outputs: tuple[Any, ...]) -> list[str]:

@@ -35,6 +35,7 @@ LAYERS = (
     ("rows", "left_over", "fuse"),
     ("breaks", "backend"),
     ("dry_run", "huggingface"),
+    ("quantization",),
     ("cli",),
 )
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py" or path.parent != ROOT)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from glmfuse.ascend.aside import set_aside
+from glmfuse.cli import quantize
 from glmfuse.errors import GlmfuseError
 
 
@@ -37,6 +38,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return demo(engine=arguments.engine, dtype=arguments.dtype)
     if arguments.command == "kernels":
         return _kernels(arguments)
+    if arguments.command == "quantize":
+        return quantize.quantize_config(arguments)
     from glmfuse.cli.explain import explain_config
 
     return explain_config(arguments.config, arguments.layers, arguments.phase, arguments.tokens, as_json=arguments.json)
@@ -68,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what is installed, what will be used, what to install for the rest")
     doctor.add_argument("--json", action="store_true", help="print the data form")
     _add_kernels(commands.add_parser("kernels", help="PyPTO kernels: list, check and time them without an NPU"))
+    quantize.add_arguments(commands.add_parser("quantize", help="write a quantised checkpoint of a config.json"))
     return parser
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-_NOISY = ("torch", "transformers")
+_NOISY = ("torch", "transformers", "torchao")
 
 
 @contextlib.contextmanager

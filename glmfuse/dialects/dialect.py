@@ -6,13 +6,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from glmfuse.dialects.npu import NPU
+from glmfuse.dialects.npu_fp8 import NPU_FP8
+from glmfuse.dialects.npu_norm_quant import NPU_NORM_QUANT
 from glmfuse.dialects.npu_quant import NPU_QUANT
+from glmfuse.dialects.npu_quant_experts import NPU_QUANT_EXPERTS
+from glmfuse.dialects.npu_quant_mlp import NPU_QUANT_MLP
 from glmfuse.dialects.spelled import Spelled
 from glmfuse.dialects.vllm_ascend import VLLM_ASCEND
 from glmfuse.errors import PatternError
 from glmfuse.matching.register import spelling_of
 
-DIALECTS: Mapping[str, tuple[Spelled, ...]] = MappingProxyType({"npu": (*NPU, *NPU_QUANT), "vllm_ascend": VLLM_ASCEND})
+_NPU_ALL = (*NPU, *NPU_QUANT, *NPU_NORM_QUANT, *NPU_FP8, *NPU_QUANT_EXPERTS, *NPU_QUANT_MLP)
+
+DIALECTS: Mapping[str, tuple[Spelled, ...]] = MappingProxyType({"npu": _NPU_ALL, "vllm_ascend": VLLM_ASCEND})
 
 _REFUSED: dict[Spelled, str] = {}
 

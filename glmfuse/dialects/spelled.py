@@ -16,13 +16,15 @@ class Spelled:
     """A pattern in a library's operators.
 
     function: of the pattern's arguments; its name is the spelling's. ops: what it calls, "namespace::name".
-    rounds_alike: whether the operators round where the pattern does.
+    rounds_alike: whether the operators round where the pattern does. requantises: whether what they round otherwise is
+    then made int8, so that numbers land in another step.
     """
 
     pattern: Pattern
     function: Callable[..., Any]
     ops: tuple[str, ...]
     rounds_alike: bool = False
+    requantises: bool = False
 
     @property
     def is_there(self) -> bool:

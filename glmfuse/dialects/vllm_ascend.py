@@ -15,6 +15,7 @@ from glmfuse.patterns.linear import linear
 from glmfuse.patterns.quantize import quantize
 from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
+from glmfuse.patterns.wide_norm_quantize import wide_norm_dynamic_quantize
 
 
 def npu_add_rms_norm_bias(x: Tensor, residual: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -58,10 +59,23 @@ def vllm_quantize(x: Tensor, scale: Tensor, offset: Tensor | None, inverse: Tens
     return result
 
 
+def npu_rms_norm_dynamic_quant(x: Tensor, residual: Tensor | None, w_norm: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Of one tensor, without smoothing and without a beta."""
+    require(residual is None, "the operator does not add")
+    rows, scale = torch.ops._C_ascend.npu_rms_norm_dynamic_quant(x, w_norm, None, None, eps)
+    return rows, scale
+
+
 VLLM_ASCEND: tuple[Spelled, ...] = (
     Spelled(add_rms_norm, npu_add_rms_norm_bias, ("_C_ascend::npu_add_rms_norm_bias",), rounds_alike=True),
     Spelled(linear, unquantized_gemm, ("vllm::unquantized_gemm",), rounds_alike=True),
     Spelled(rotary_embedding, npu_rotary_embedding, ("vllm::npu_rotary_embedding",)),
     Spelled(route_topk, moe_gating_top_k, ("_C_ascend::moe_gating_top_k",), rounds_alike=True),
+    Spelled(
+        wide_norm_dynamic_quantize,
+        npu_rms_norm_dynamic_quant,
+        ("_C_ascend::npu_rms_norm_dynamic_quant",),
+        rounds_alike=True,
+    ),
     Spelled(quantize, vllm_quantize, ("vllm::quantize",), rounds_alike=True),
 )

@@ -107,11 +107,21 @@ def _anchors(graph: SearchGraph, index: Index) -> list[tuple[Term, Definition]]:
     """
     rarest = _rarest(graph, index)
     found = [(rarest, at) for at in index.occurrences(rarest.op)]
-    readers = sum(rarest in sources for sources in graph.sources.values())
-    is_shared = any(len(index.users.get(at.value, ())) > max(readers, 1) for _, at in found)
+    is_shared = any(_is_shared(rarest, at.value, graph, index) for _, at in found)
     if is_shared and not _arguments_of(graph.outputs[0]) <= _arguments_of(rarest):
         found += [(graph.outputs[0], at) for at in index.occurrences(graph.outputs[0].op)]
     return found
+
+
+def _is_shared(mine: Term, value: Term, graph: SearchGraph, index: Index) -> bool:
+    """Whether a value, or what is made of it alone, has more readers in the graph than in the pattern."""
+    readers = [term for term, sources in graph.sources.items() if mine in sources]
+    users = index.users.get(value, ())
+    if len(users) > max(len(readers), 1):
+        return True
+    if len(readers) != 1 or len(users) != 1:
+        return False
+    return _is_shared(readers[0], users[0].value, graph, index)
 
 
 def _arguments_of(term: Term) -> set[Term]:

@@ -21,9 +21,6 @@ NAMESPACE = "glmfuse"
 _SCALARS = {float: "float", int: "int", bool: "bool", torch.dtype: "dtype"}
 _IN_SCHEMA = {"tensor": "Tensor", "dtype": "ScalarType"}
 Case = Mapping[str, int | torch.dtype]
-STORED = frozenset({torch.int8, torch.uint8, torch.float8_e4m3fn})
-"""Dtypes of quantised numbers."""
-
 OWN = ""
 """The spelling of a pattern that is its own function."""
 
@@ -110,8 +107,9 @@ class Pattern:
     outputs, the first ones, the last axis is in no order, the same for all. updates: the argument whose new value
     the output is.
     carried: tensors that no result depends on, which operators of a spelling are given all the same.
-    spellings: by name, the other functions that compute the same. known: what tracing it told; postponed: what
-    traces it, where that is put off until someone asks.
+    spellings: by name, the other functions that compute the same. holds: dtypes without which no graph has it.
+    known: what tracing it told; postponed: the steps of tracing it and its spellings that are put off until
+    someone asks.
     """
 
     name: str
@@ -127,8 +125,9 @@ class Pattern:
     carried: frozenset[str] = frozenset()
     constraints: list[Callable[..., None]] = field(default_factory=list)
     spellings: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    holds: frozenset[torch.dtype] = frozenset()
     known: Known = field(default_factory=Known)
-    postponed: Callable[[Pattern], None] | None = None
+    postponed: tuple[Callable[[Pattern], None], ...] = ()
 
     @property
     def overloads(self) -> Mapping[frozenset[str], OpOverload]:
@@ -147,18 +146,14 @@ class Pattern:
 
     def _traced(self) -> Known:
         """What tracing tells, after tracing where that was put off."""
-        if self.postponed is not None:
-            trace, self.postponed = self.postponed, None
-            trace(self)
+        steps, self.postponed = self.postponed, ()
+        for step in steps:
+            step(self)
         return self.known
 
     def may_be_in(self, dtypes: Container[torch.dtype]) -> bool:
-        """Whether a graph of values of these dtypes has what it takes, by the dtypes that models only store.
-
-        Others may be another dtype at a site than in the examples; asked before the pattern is traced.
-        """
-        stored = (self.dtypes.get(p.name) for p in self.parameters if not p.optional)
-        return all(dtype in dtypes for dtype in stored if dtype in STORED)
+        """Whether a graph of values of these dtypes can have it; asked before the pattern is traced."""
+        return all(dtype in dtypes for dtype in self.holds)
 
     def function_of(self, spelling: str) -> Callable[..., Any]:
         """The function of that spelling."""

@@ -32,6 +32,7 @@ from glmfuse.matching.traced import Traced, live_terms
 
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REGISTERED: dict[str, Pattern] = {}
+_OWN = "glmfuse.patterns."
 
 
 def pattern(
@@ -44,7 +45,7 @@ def pattern(
     unordered: int = 0,
     updates: str | None = None,
     carried: Iterable[str] = (),
-    postponed: bool = False,
+    holds: Iterable[torch.dtype] = (),
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
 
@@ -55,9 +56,9 @@ def pattern(
     that never have it. unordered: of how many outputs, the first ones, kernels may permute the last axis, of all
     alike. updates: the tensor argument whose new value is the one output, so that kernels may write it in place.
     carried: optional tensors that no result depends on, for spellings whose operators are given them all the same.
-    postponed: for patterns of many variants that few models have, trace it when a graph has the dtypes that its
-    tensors must have. Raises PatternError, with the line, when the function is no pattern; a postponed one, when it
-    is traced.
+    holds: dtypes without which no graph has it, so that it costs other models nothing. Raises PatternError, with
+    the line, when the function is no pattern. glmfuse's own are traced when someone asks: its tests hold them, and a
+    command that compiles nothing does without the seconds that it takes.
     """
 
     def register(function: Callable[..., Any]) -> Pattern:
@@ -74,17 +75,23 @@ def pattern(
             unordered=unordered,
             updates=updates,
             carried=frozenset(carried),
+            holds=frozenset(holds),
         )
         if name in _REGISTERED:
             raise PatternError(name, made.where, "a pattern of this name is registered already")
-        if postponed:
-            made.postponed = _define
-        else:
-            _define(made)
+        _trace(made, _define, function)
         _REGISTERED[name] = made
         return made
 
     return register
+
+
+def _trace(made: Pattern, step: Callable[[Pattern], None], function: Callable[..., Any]) -> None:
+    """Take a step that traces this function, or put it off where it is one of glmfuse's own."""
+    if function.__module__.startswith(_OWN):
+        made.postponed += (step,)
+    else:
+        step(made)
 
 
 def spelling_of(made: Pattern) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -104,7 +111,7 @@ def spelling_of(made: Pattern) -> Callable[[Callable[..., Any]], Callable[..., A
             raise PatternError(made.name, where, f"a spelling {name!r} is registered already")
         made.spellings[name] = function
         try:
-            _check_spelling(made, name, where)
+            _trace(made, lambda traced: _check_spelling(traced, name, where), function)
         except PatternError:
             del made.spellings[name]
             raise

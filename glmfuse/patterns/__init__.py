@@ -9,6 +9,7 @@ from glmfuse.patterns.attention import attention
 from glmfuse.patterns.cache_update import cache_update
 from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.eager_attention import eager_attention
+from glmfuse.patterns.fake_quantize import fake_quantize, fake_quantize_rows
 from glmfuse.patterns.fp8_grouped_mlp import fp8_grouped_mlp
 from glmfuse.patterns.fp8_linear import fp8_linear
 from glmfuse.patterns.fp8_quantize import fp8_quantize
@@ -39,8 +40,11 @@ from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
 from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
 from glmfuse.patterns.swiglu_mlp_w8a8 import swiglu_mlp_w8a8
+from glmfuse.patterns.torchao_int8_linear import torchao_int8_linear
+from glmfuse.patterns.torchao_quantize import torchao_quantize
 from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
 from glmfuse.patterns.w4_linear import w4_linear
+from glmfuse.patterns.wide_norm_quantize import wide_norm_dynamic_quantize, wide_norm_quantize
 
 PATTERNS: tuple[Pattern, ...] = (
     linear,
@@ -73,6 +77,12 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_quantize,
     norm_dynamic_quantize,
     norm_fp8_quantize,
+    wide_norm_quantize,
+    wide_norm_dynamic_quantize,
+    torchao_quantize,
+    torchao_int8_linear,
+    fake_quantize,
+    fake_quantize_rows,
     norm_qkv_rope_w8a8,
     *NORM_QKV_ROPE_PER_TOKEN,
     swiglu_mlp_w8a8,

@@ -11,7 +11,7 @@ from glmfuse.patterns.quantize import FLOATS
 from glmfuse.patterns.saturated import saturated
 
 
-@pattern(dims={"x": "... H"})
+@pattern(dims={"x": "... H"}, holds=(torch.int8,))
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x * r as int8 and 1 / r, where r = 127 / max |x| of each row.
 

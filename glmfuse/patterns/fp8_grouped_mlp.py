@@ -23,7 +23,7 @@ def _product(rows: Tensor, per_token: Tensor, w: Tensor, scale: Tensor, experts:
     return (total * take(scale, experts) * per_token.unsqueeze(-1)).to(dtype)
 
 
-@pattern(dims=_DIMS, examples=SIZES, dtypes=_DTYPES)
+@pattern(dims=_DIMS, examples=SIZES, dtypes=_DTYPES, holds=(FP8,))
 def fp8_grouped_mlp(
     x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, s_gate_up: Tensor, w_down: Tensor, s_down: Tensor
 ) -> Tensor:

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
+from glmfuse.patterns.quant_linear import as_long
 from glmfuse.patterns.quantize import FLOATS, HALVES
 
 FP8 = torch.float8_e4m3fn
 _DTYPES = {"x": FP8, "w": FP8, "scale": torch.float32, "per_token": torch.float32, "bias": torch.float32}
 
 
-@pattern(dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "bias": "O"}, dtypes=_DTYPES)
+@pattern(dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "bias": "O"}, dtypes=_DTYPES, holds=(FP8,))
 def fp8_linear(
     x: Tensor, w: Tensor, scale: Tensor, per_token: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -45,3 +46,9 @@ def _(scale: Tensor, per_token: Tensor, bias: Tensor | None) -> None:
     if bias is not None:
         require(bias.dtype in FLOATS, "bias must be bf16, fp16 or fp32", bias.dtype)
         require(bias.dim() == 1, "bias must be one row", f"{bias.dim()} dimensions")
+
+
+@fp8_linear.constraint
+def _(x: Tensor, w: Tensor, per_token: Tensor, bias: Tensor | None) -> None:
+    as_long(x.shape[0], per_token=per_token)
+    as_long(w.shape[1], bias=bias)

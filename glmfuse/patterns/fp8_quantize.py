@@ -13,7 +13,7 @@ LARGEST = 448.0
 """The largest float8_e4m3fn, which has no infinities."""
 
 
-@pattern(dims={"x": "... H"})
+@pattern(dims={"x": "... H"}, holds=(torch.float8_e4m3fn,))
 def fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x * r as float8_e4m3fn and 1 / r, where r = 448 / max |x| of each row.
 

@@ -66,7 +66,7 @@ def _block(scheme: PerToken) -> Pattern:
         together=("w_shared_up s_shared_up",),
         examples=(_SIZES[0] | _LEAD[0], _SIZES[1] | _LEAD[1]),
         dtypes=scheme.dtypes("gate_up", "down", "shared_gate", "shared_up", "shared_down"),
-        postponed=True,
+        holds=scheme.holds,
     )
     return made(named(moe, scheme.name))
 

@@ -10,7 +10,7 @@ from glmfuse.patterns.norm_quantize import LEADS
 from glmfuse.patterns.normed import normed, rows_of
 
 
-@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H"}, cases=LEADS)
+@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H"}, cases=LEADS, holds=dynamic_quantize.holds)
 def norm_dynamic_quantize(x: Tensor, residual: Tensor | None, w_norm: Tensor, eps: float) -> tuple[Tensor, ...]:
     """(Add,) RMSNorm, and the norm as rows of int8 with a scale each.
 

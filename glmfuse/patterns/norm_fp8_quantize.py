@@ -10,7 +10,7 @@ from glmfuse.patterns.norm_quantize import LEADS
 from glmfuse.patterns.normed import normed, rows_of
 
 
-@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H"}, cases=LEADS)
+@pattern(dims={"x": "... H", "residual": "... H", "w_norm": "H"}, cases=LEADS, holds=fp8_quantize.holds)
 def norm_fp8_quantize(x: Tensor, residual: Tensor | None, w_norm: Tensor, eps: float) -> tuple[Tensor, ...]:
     """(Add,) RMSNorm, and the norm as rows of float8_e4m3fn with a scale each.
 

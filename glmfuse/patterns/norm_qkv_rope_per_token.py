@@ -61,7 +61,7 @@ def _block(scheme: PerToken) -> Pattern:
         together=_TOGETHER,
         examples=_SIZES,
         dtypes=scheme.dtypes("q", "k", "v"),
-        postponed=True,
+        holds=scheme.holds,
     )
     return made(named(norm_qkv_rope, scheme.name))
 

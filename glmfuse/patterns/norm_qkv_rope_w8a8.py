@@ -25,7 +25,7 @@ _SIZES = ({"R": 5, "D": 29}, {"R": 7, "D": 37})
     together=("w_k s_k c_k w_v s_v c_v", "w_q_norm w_k_norm"),
     examples=_SIZES,
     dtypes=w8a8.dtypes("q", "k", "v"),
-    postponed=True,
+    holds=w8a8.HOLDS,
 )
 def norm_qkv_rope_w8a8(
     x: Tensor,

@@ -14,7 +14,9 @@ LEADS: tuple[dict[str, int | torch.dtype], ...] = ({"...": 2}, {"...": 1})
 
 
 @pattern(
-    dims={"x": "... H", "residual": "... H", "w_norm": "H", "scale": "H", "offset": "H", "inverse": "H"}, cases=LEADS
+    dims={"x": "... H", "residual": "... H", "w_norm": "H", "scale": "H", "offset": "H", "inverse": "H"},
+    cases=LEADS,
+    holds=(torch.int8,),
 )
 def norm_quantize(
     x: Tensor,

@@ -47,6 +47,11 @@ class PerToken:
     stored: torch.dtype
     is_packed: bool = False
 
+    @property
+    def holds(self) -> frozenset[torch.dtype]:
+        """Dtypes of rows and weights, without which a graph has no layer of the scheme."""
+        return frozenset({*self.quantize.holds, self.stored})
+
     def linears(self, x: Tensor, *layers: Layer) -> tuple[Tensor, ...]:
         """x through each layer that is there, quantised once.  x [..., in] bf16 or fp16 -> [..., out] of each."""
         require(x.dtype in HALVES, "x must be bf16 or fp16", x.dtype)

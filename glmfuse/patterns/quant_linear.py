@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
@@ -19,7 +20,11 @@ _DTYPES = {
 }
 
 
-@pattern(dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "quant_bias": "O", "bias": "O"}, dtypes=_DTYPES)
+@pattern(
+    dims={"x": "T K", "w": "K O", "scale": "O", "per_token": "T", "quant_bias": "O", "bias": "O"},
+    dtypes=_DTYPES,
+    holds=(torch.int8,),
+)
 def quant_linear(
     x: Tensor,
     w: Tensor,
@@ -67,3 +72,17 @@ def _(scale: Tensor, per_token: Tensor | None, quant_bias: Tensor | None, bias: 
         if given is not None:
             require(given.dtype in dtypes, f"{name} must be {' or '.join(map(str, dtypes))}", given.dtype)
             require(given.dim() == 1, f"{name} must be one row", f"{given.dim()} dimensions")
+
+
+@quant_linear.constraint
+def _(x: Tensor, w: Tensor, per_token: Tensor | None, quant_bias: Tensor | None, bias: Tensor | None) -> None:
+    as_long(x.shape[0], per_token=per_token)
+    as_long(w.shape[1], quant_bias=quant_bias, bias=bias)
+
+
+def as_long(size: int, **given: Tensor | None) -> None:
+    """Require rows of this many numbers: torch would spread a single one, and a kernel read past it."""
+    for name, row in given.items():
+        if row is not None:
+            fits = statically_known_true(row.shape[0] == size)
+            require(fits, f"{name} must have {size} numbers", row.shape[0])

@@ -13,7 +13,7 @@ HALVES = (torch.bfloat16, torch.float16)
 FLOATS = (*HALVES, torch.float32)
 
 
-@pattern(dims={"x": "... H", "scale": "H", "offset": "H", "inverse": "H"}, carried=("inverse",))
+@pattern(dims={"x": "... H", "scale": "H", "offset": "H", "inverse": "H"}, carried=("inverse",), holds=(torch.int8,))
 def quantize(x: Tensor, scale: Tensor, offset: Tensor | None, inverse: Tensor | None, divide: bool) -> Tensor:
     """x * scale + offset as int8, or x / scale + offset with `divide`.
 

@@ -54,7 +54,7 @@ def _block(scheme: PerToken) -> Pattern:
         cases=LEADS,
         dtypes=scheme.dtypes("gate", "up", "down"),
         unordered=2,
-        postponed=True,
+        holds=scheme.holds,
     )
     return made(named(router_mlp, scheme.name))
 

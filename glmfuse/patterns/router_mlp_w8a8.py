@@ -20,7 +20,7 @@ from glmfuse.patterns.swiglu_mlp_w8a8 import DIMS, swiglu_mlp_w8a8
     cases=LEADS,
     dtypes=w8a8.dtypes("gate", "up", "down"),
     unordered=2,
-    postponed=True,
+    holds=w8a8.HOLDS,
 )
 def router_mlp_w8a8(
     x: Tensor,

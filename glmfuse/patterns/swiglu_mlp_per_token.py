@@ -45,7 +45,7 @@ def _block(scheme: PerToken) -> Pattern:
         examples=SIZES,
         cases=LEADS,
         dtypes=scheme.dtypes("gate", "up", "down"),
-        postponed=True,
+        holds=scheme.holds,
     )
     return made(named(swiglu_mlp, scheme.name))
 

@@ -27,7 +27,7 @@ DIMS = {
     together=("w_up s_up c_up",),
     cases=LEADS,
     dtypes=w8a8.dtypes("gate", "up", "down"),
-    postponed=True,
+    holds=w8a8.HOLDS,
 )
 def swiglu_mlp_w8a8(
     x: Tensor,

@@ -39,7 +39,11 @@ def _product(rows: Tensor, per_token: Tensor, w: Tensor, scale: Tensor, experts:
     return (y * per_token.unsqueeze(-1)).to(dtype)
 
 
-@pattern(dims=_DIMS, examples=_SIZES, dtypes=_DTYPES)
+_CASES: tuple[dict[str, int], ...] = ({}, {"G": 1, "F": 1}, {"G": 1}, {"F": 1})
+"""One group of the inputs, of the width, or of both: no dimension that anything is transposed around."""
+
+
+@pattern(dims=_DIMS, examples=_SIZES, cases=_CASES, dtypes=_DTYPES, holds=(torch.int8, torch.uint8))
 def w4_grouped_mlp(
     x: Tensor, weights: Tensor, ids: Tensor, w_gate_up: Tensor, s_gate_up: Tensor, w_down: Tensor, s_down: Tensor
 ) -> Tensor:

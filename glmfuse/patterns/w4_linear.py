@@ -8,6 +8,7 @@ from torch import Tensor
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
 from glmfuse.patterns.int4 import unpack_int4
+from glmfuse.patterns.quant_linear import as_long
 from glmfuse.patterns.quantize import FLOATS, HALVES
 
 _DTYPES = {
@@ -29,7 +30,12 @@ def in_order(parts: Tensor) -> Tensor:
     return nothing.index_add(0, first, parts)[0]
 
 
-@pattern(dims={"x": "T G*M", "w": "G*M P", "scale": "G 2*P", "per_token": "T", "bias": "2*P"}, dtypes=_DTYPES)
+_DIMS = {"x": "T G*M", "w": "G*M P", "scale": "G 2*P", "per_token": "T", "bias": "2*P"}
+_CASES: tuple[dict[str, int], ...] = ({}, {"G": 1})
+"""One group is no dimension that anything is transposed around."""
+
+
+@pattern(dims=_DIMS, cases=_CASES, dtypes=_DTYPES, holds=(torch.int8, torch.uint8))
 def w4_linear(
     x: Tensor, w: Tensor, scale: Tensor, per_token: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -66,3 +72,9 @@ def _(scale: Tensor, per_token: Tensor, bias: Tensor | None) -> None:
     if bias is not None:
         require(bias.dtype in FLOATS, "bias must be bf16, fp16 or fp32", bias.dtype)
         require(bias.dim() == 1, "bias must be one row", f"{bias.dim()} dimensions")
+
+
+@w4_linear.constraint
+def _(x: Tensor, w: Tensor, per_token: Tensor, bias: Tensor | None) -> None:
+    as_long(x.shape[0], per_token=per_token)
+    as_long(2 * w.shape[1], bias=bias)

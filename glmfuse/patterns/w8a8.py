@@ -10,6 +10,7 @@ from glmfuse.patterns.normed import rows_of
 from glmfuse.patterns.quant_linear import quant_linear
 from glmfuse.patterns.quantize import HALVES, quantize
 
+HOLDS = (torch.int8,)
 Layer = tuple[Tensor | None, Tensor | None, Tensor | None]
 """w, scale, quant_bias; a layer that is not there has no w."""
 

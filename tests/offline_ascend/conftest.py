@@ -22,6 +22,9 @@ if os.environ.get("CANN_STAND_INS"):
 
 @pytest.fixture
 def out_operators_unchecked() -> Iterator[None]:
-    """For npugraph_ex alone: its `.out` operators hand back their arguments, and their schemas do not say so."""
+    """For operators that hand back their arguments, which their schemas do not say.
+
+    npugraph_ex's `.out` ones do, and `_npu_moe_token_unpermute`, whose second result is the rows that it was given.
+    """
     with torch._functorch.config.patch(check_custom_op_aliasing=False):
         yield

@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from glmfuse.matching.pattern import Variant
-from tests.offline_ascend.arguments import Draw as OperatorDraw
-
-_EPS = 1e-5
-Arguments = dict[str, Any]
-
-
-class Draw(OperatorDraw):
-    """Sizes and numbers of one seed, for a variant of a pattern in a dtype."""
-
-    def __init__(self, seed: int, dtype: torch.dtype, variant: Variant) -> None:
-        super().__init__(seed)
-        self.dtype = dtype
-        self.flags = dict(variant.flags)
-        self.absent = variant.absent
-        self.sizes = dict(variant.sizes)
-
-    def values(self, *shape: int, scale: float = 1.0, around: float = 0.0, wide: bool = False) -> Tensor:
-        """Normal numbers of the model's dtype, or of fp32."""
-        drawn = self.normal(*shape, dtype=torch.float32) * scale + around
-        return drawn if wide else drawn.to(self.dtype)
-
-    def weight(self, *shape: int) -> Tensor:
-        """A weight whose products are of order 1."""
-        return self.values(*shape, scale=shape[-1] ** -0.5)
-
-    def unless_absent(self, **tensors: Tensor) -> Arguments:
-        """These arguments, None for what the variant leaves out."""
-        return {name: None if name in self.absent else tensor for name, tensor in tensors.items()}
+from tests.offline_ascend import drawn_quant
+from tests.offline_ascend.draw import EPS, Arguments, Draw
 
 
 def _rms_norm(draw: Draw) -> Arguments:
     lead, hidden = (draw.size(1, 3), draw.size(1, 9)), draw.size(8, 200)
-    x = draw.values(*lead, hidden, scale=_EPS**0.5)  # at 1 no test could tell whether eps is there
-    return {"x": x, "w": draw.values(hidden, scale=0.2, around=1.0), "eps": _EPS}
+    x = draw.values(*lead, hidden, scale=EPS**0.5)  # at 1 no test could tell whether eps is there
+    return {"x": x, "w": draw.values(hidden, scale=0.2, around=1.0), "eps": EPS}
 
 
 def _add_rms_norm(draw: Draw) -> Arguments:
     norm = _rms_norm(draw)
-    return {**norm, "residual": draw.values(*norm["x"].shape, scale=_EPS**0.5)}
+    return {**norm, "residual": draw.values(*norm["x"].shape, scale=EPS**0.5)}
 
 
 def _rotary(draw: Draw) -> Arguments:
@@ -199,44 +171,6 @@ def _moe(draw: Draw) -> Arguments:
     }
 
 
-def _quantize(draw: Draw) -> Arguments:
-    """Scales as either form takes them, some so small that numbers saturate; halves are met with a power of two."""
-    hidden = draw.size(8, 64)
-    channels = draw.pick(1, hidden)
-    scale = draw.positive(channels) * draw.pick(0.02, 30.0) if draw.pick(True, False) else torch.full((channels,), 4.0)
-    return {
-        "x": draw.values(draw.size(1, 3), draw.size(1, 9), hidden, scale=3.0),
-        "scale": scale.to(draw.dtype),
-        "inverse": (1 / scale).to(draw.dtype),
-        **draw.unless_absent(offset=draw.ints(-9, 9, channels).to(draw.dtype)),
-        **draw.flags,
-    }
-
-
-def _dynamic_quantize(draw: Draw) -> Arguments:
-    """Rows of all orders of magnitude, one of them zeros."""
-    rows, hidden = draw.size(2, 9), draw.size(8, 64)
-    x = draw.values(2, rows, hidden, wide=True) * 10.0 ** draw.ints(-3, 3, 2, rows, 1)
-    x[0, 0] = 0.0
-    return {"x": x.to(draw.dtype)}
-
-
-def _quant_linear(draw: Draw) -> Arguments:
-    """The floating bias is fp32, which torch_npu takes beside every output dtype."""
-    tokens, inputs, outputs = draw.size(1, 9), draw.size(1, 64), draw.size(1, 48)
-    return {
-        "x": draw.ints(-128, 128, tokens, inputs, dtype=torch.int8),
-        "w": draw.ints(-128, 128, inputs, outputs, dtype=torch.int8),
-        "scale": draw.positive(draw.pick(1, outputs)) * 1e-3,
-        **draw.unless_absent(
-            per_token=draw.positive(tokens) * 0.01,
-            quant_bias=draw.ints(-999, 999, outputs, dtype=torch.int32),
-            bias=draw.values(outputs, wide=True),
-        ),
-        "dtype": draw.pick(torch.bfloat16, torch.float16),
-    }
-
-
 _ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "rms_norm": _rms_norm,
     "add_rms_norm": _add_rms_norm,
@@ -251,12 +185,9 @@ _ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "cache_update": _cache_update,
     "grouped_mlp": _grouped_mlp,
     "moe": _moe,
-    "quantize": _quantize,
-    "dynamic_quantize": _dynamic_quantize,
-    "quant_linear": _quant_linear,
 }
 
 
 def arguments(pattern: str, variant: Variant, dtype: torch.dtype, seed: int) -> Arguments:
     """Arguments of a variant by name, on the CPU."""
-    return _ARGUMENTS[pattern](Draw(seed, dtype, variant))
+    return {**_ARGUMENTS, **drawn_quant.ARGUMENTS}[pattern](Draw(seed, dtype, variant))

@@ -118,19 +118,39 @@ def test_grouped_matmul_is_a_product_for_each_group(seed: int) -> None:
     close(found, exact)
 
 
-def test_eight_by_four_bits_is_near_the_exact_product() -> None:
+@pytest.mark.parametrize("groups", [1, 4])
+def test_eight_by_four_bits_is_near_the_exact_product(groups: int) -> None:
     d = Draw(3)
     x, w = d.ints(-128, 128, 6, 64, dtype=torch.int8), d.ints(-8, 8, 2, 64, 16, dtype=torch.int32)
-    scale, rows = d.positive(2, 16) * 1e-3, d.positive(6) * 0.1
-    assist = 8 * (w.double() * scale.double().unsqueeze(1)).sum(1).float()
+    scale, rows = d.positive(2, groups, 16) * 1e-3, d.positive(6) * 0.1
+    scaled = w.double() * scale.double().repeat_interleave(64 // groups, 1)
+    assist = 8 * scaled.sum(1).float()
     packed = ops.npu_convert_weight_to_int4pack(w)
-    words = scale.view(torch.int32).long()
+    words = scale.view(torch.int32).long() if groups > 1 else scale.view(torch.int32).long().squeeze(1)
     (found,) = ops.npu_grouped_matmul(
         [x], [packed], bias=[assist], scale=[words], per_token_scale=[rows], group_list=torch.tensor([4, 6]),
         group_type=0, split_item=2, output_dtype=15,
     )  # fmt: skip
-    exact = each(w.double() * scale.double().unsqueeze(1), [4, 6], x) * rows.double().unsqueeze(-1)
+    exact = each(scaled, [4, 6], x) * rows.double().unsqueeze(-1)
     assert (found.double() - exact).norm() / exact.norm() < 6e-3
+
+
+def test_products_of_8_bit_floats_are_exact_up_to_one_rounding() -> None:
+    d = Draw(5)
+    x, w = d.normal(9, 64), d.normal(2, 64, 16).to(torch.float8_e4m3fn)
+    rows, per_row = ops.npu_dynamic_quant(x, dst_type=torch.float8_e4m3fn)
+    assert (rows.dtype, per_row.dtype) == (torch.float8_e4m3fn, torch.float32)
+    assert (rows.float().abs().amax(-1) == 448).all()
+    back = rows.double() * per_row.double().unsqueeze(-1)
+    assert ((back - x.double()).abs() <= x.double().abs() * 2**-4 + per_row.double().unsqueeze(-1) * 2**-10).all()
+    scale = d.positive(2, 16)
+    exact = each(w.double() * scale.double().unsqueeze(1), [4, 9], back)
+    (found,) = ops.npu_grouped_matmul(
+        [rows], [w], scale=[scale], per_token_scale=[per_row], group_list=torch.tensor([4, 9]), group_type=0,
+        split_item=2, output_dtype=15,
+    )  # fmt: skip
+    close(found, exact)
+    close(ops.npu_quant_matmul(rows, w[1], scale[1], pertoken_scale=per_row, output_dtype=15)[4:], exact[4:])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -51,7 +51,9 @@ def laid_out(value: torch.Tensor, stride: Sequence[int]) -> torch.Tensor:
     return made.copy_(first).expand(value.shape)
 
 
-def capture(model: Callable[..., Any], *args: Any, dynamic: bool | None = None, **kwargs: Any) -> list[Captured]:
+def capture(
+    model: Callable[..., Any], *args: Any, dynamic: bool | None = None, fullgraph: bool = True, **kwargs: Any
+) -> list[Captured]:
     """Every graph of one call, captured by the road that the backend takes."""
     found: list[Captured] = []
 
@@ -70,7 +72,7 @@ def capture(model: Callable[..., Any], *args: Any, dynamic: bool | None = None, 
 
         return capture_model(graph_module, example_inputs, compiler, compiler)
 
-    torch.compile(model, backend=backend, fullgraph=True, dynamic=dynamic)(*args, **kwargs)
+    torch.compile(model, backend=backend, fullgraph=fullgraph, dynamic=dynamic)(*args, **kwargs)
     return found
 
 

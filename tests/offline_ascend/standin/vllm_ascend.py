@@ -67,12 +67,18 @@ def _quantised_rows(x: Tensor, gamma: Tensor, *_: Any, **__: Any) -> tuple[Tenso
 
 
 def dequant_swiglu_quant(
-    x: Tensor, *, activate_left: bool = True, clamp_limit: float = 0.0, glu_alpha: float = 1.0, glu_bias: float = 0.0,
-    **others: Any,
+    x: Tensor, *, activate_left: bool = True, swiglu_mode: int = 0, clamp_limit: float = 0.0, glu_alpha: float = 1.0,
+    glu_bias: float = 0.0, **others: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`npu_dequant_swiglu_quant` with other defaults, which the dispatcher does not pass on."""
-    clamped = {"clamp_limit": clamp_limit, "glu_alpha": glu_alpha, "glu_bias": glu_bias}
-    return swiglu.dequant_swiglu_quant(x, activate_left=activate_left, **clamped, **others)
+    """`npu_dequant_swiglu_quant` with other defaults, which the dispatcher does not pass on.
+
+    Its mode 1 takes halves, where torch_npu's takes neighbours, and clamps only by a limit above 0; with none, and
+    nothing scaled or added, it is mode 0. Read from csrc/moe/dequant_swiglu_quant of vllm-ascend 182b75e.
+    """
+    name = "npu_dequant_swiglu_quant"
+    if swiglu_mode:
+        only(name, clamp_limit=(clamp_limit, 0.0), glu_alpha=(glu_alpha, 1.0), glu_bias=(glu_bias, 0.0))
+    return swiglu.dequant_swiglu_quant(x, activate_left=activate_left, **others)
 
 
 def _limited(swiglu_limit: float) -> None:

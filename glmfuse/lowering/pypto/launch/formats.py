@@ -47,12 +47,11 @@ def _not_in_nz(launch: Launch, place: int, matrix: Tensor) -> str | None:
 
 
 def in_nz(matrix: Tensor) -> Tensor:
-    """The numbers of a matrix in the order of NZ, in the same shape: what lies in an NPU's memory.
+    """The numbers of matrices in the order of NZ, in the same shape: what lies in an NPU's memory.
 
-    [rows, columns], both whole fractals. Source: FRACTAL_NZ of the Ascend C documentation: columns of fractals,
+    [..., rows, columns], both whole fractals. Source: FRACTAL_NZ of the Ascend C documentation: columns of fractals,
     each 16 by 32 bytes in row-major order; PyPTO's interpreter reads it so.
     """
-    rows, columns = matrix.shape
     width = _BYTES // matrix.element_size()
-    fractals = matrix.reshape(rows // _ROWS, _ROWS, columns // width, width).permute(2, 0, 1, 3)
-    return fractals.contiguous().view(rows, columns)
+    fractals = matrix.unflatten(-1, (-1, width)).unflatten(-3, (-1, _ROWS)).movedim(-2, -4)
+    return fractals.contiguous().view(matrix.shape)

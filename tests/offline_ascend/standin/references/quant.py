@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.offline_ascend.standin.references import fp8
 from tests.offline_ascend.standin.references.reference import Reference, Unsupported, absent, only
 from tests.offline_ascend.standin.references.rounding import (
     INT4,
@@ -69,6 +70,8 @@ def dynamic_quant(
     x = input.float()
     if smooth_scales is not None:
         x = x * _smooth(smooth_scales, group_index, x)
+    if fp8.is_asked_for(dst_type):
+        return fp8.rows(x)
     if dst_type == INT4:
         values, scale = scaled_by_rows(x, 7.0)
         return int4(values), scale
@@ -103,7 +106,7 @@ def quant_matmul(
     absent("npu_quant_matmul", y_scale=y_scale, **dtypes)
     if x1.dtype == torch.int32:
         x1, x2 = unpack(x1), unpack(x2)
-    total = product(x1, x2)
+    total = fp8.product(x1, x2) if x1.dtype == fp8.FP8 else product(x1, x2)
     whole = bias is not None and bias.dtype == torch.int32
     if whole and bias is not None:
         total = total + bias.double()

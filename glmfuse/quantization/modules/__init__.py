@@ -1,0 +1,1 @@
+"""Linear layers and experts with quantised weights, by the kind of their weights."""
