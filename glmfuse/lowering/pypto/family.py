@@ -226,10 +226,14 @@ def _coded_front(scheme: Coded) -> _Arguments:
     return front
 
 
+def _without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
 def _coded_router(scheme: Coded) -> _Arguments:
     def router(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
         routed = _gate_topk(at, tokens, draw)
-        return {"w_router": routed.pop("w"), **routed, **scheme.feed_forward(at, tokens, draw)}
+        return {**scheme.feed_forward(at, tokens, draw), "w_router": routed["w"], **_without(routed, "x", "w")}
 
     return router
 

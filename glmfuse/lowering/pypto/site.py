@@ -11,7 +11,7 @@ from torch import Tensor
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel
 from glmfuse.matching.layout import Layout
-from glmfuse.matching.pattern import Variant
+from glmfuse.matching.pattern import ConstraintError, Variant
 from glmfuse.matching.select import Request
 from glmfuse.options import LAUNCH_US
 from glmfuse.patterns import BY_NAME
@@ -29,5 +29,9 @@ def site_of(pattern: str, values: Mapping[str, Any], launch_us: float = LAUNCH_U
 
 
 def refusal(chip: Chip, kernel: PyptoKernel, pattern: str, values: Mapping[str, Any]) -> str | None:
-    """Why a kernel does not take these arguments, with the number that exceeds, or None."""
-    return kernel.limits(chip, site_of(pattern, values))
+    """Why a kernel, or its pattern, does not take these arguments, with the number that exceeds, or None."""
+    try:
+        site = site_of(pattern, values)
+    except ConstraintError as error:
+        return str(error)
+    return kernel.limits(chip, site)

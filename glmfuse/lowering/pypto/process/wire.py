@@ -31,6 +31,8 @@ def receive(connection: Connection) -> Any:
 
 def _to_bytes(tensor: torch.Tensor) -> _Bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.numel() == 1:
+        flat = flat.clone(memory_format=torch.contiguous_format)  # contiguous whatever its stride, but not as bytes
     return _Bytes(tensor.dtype, tuple(tensor.shape), flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
 
 
