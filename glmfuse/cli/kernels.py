@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -28,10 +28,11 @@ def list_kernels() -> int:
     from glmfuse.lowering.pypto.registry import KERNELS
     from glmfuse.patterns import PATTERNS
 
+    width = _width(KERNELS)
     for pattern in PATTERNS:
         if pattern.name in KERNELS:
             summary = (pattern.function.__doc__ or "").strip().splitlines()[0]
-            print(f"{pattern.name:<16}{summary}")
+            print(f"{pattern.name:<{width}}{summary}")
     return 0
 
 
@@ -55,17 +56,23 @@ def check_kernels(points: Sequence[Point], *, passes: bool, as_json: bool) -> in
     from glmfuse.lowering.pypto.checking import check
 
     rows: list[Check] = []
+    width = _width(kernel for kernel, _, _ in points)
     if not as_json:
-        print(f"{'kernel':<16}{'shape':<18}{'tokens':>7}{'rel L2':>10}{'allowed':>10}")
+        print(f"{'kernel':<{width}}{'shape':<18}{'tokens':>7}{'rel L2':>10}{'allowed':>10}")
     for kernel, shape, count in _steps(points):
         found = check(kernel, shape, count, passes=passes)
         rows.append(found)
         if not as_json:
-            print(f"{kernel:<16}{shape:<18}{count:>7}{found.error:>10.1e}{found.allowed:>10.1e}{_verdict(found)}")
+            print(f"{kernel:<{width}}{shape:<18}{count:>7}{found.error:>10.1e}{found.allowed:>10.1e}{_verdict(found)}")
     failed = [row for row in rows if not row.passed and not row.refused]
     if as_json:
         print(entry_a_line({"note": _CHECKED, "failed": len(failed), "rows": [asdict(row) for row in rows]}))
     return 1 if failed else 0
+
+
+def _width(names: Iterable[str]) -> int:
+    """Of the first column: the longest name, and two spaces."""
+    return 2 + max(map(len, (*names, "kernel")))
 
 
 def _verdict(found: Check) -> str:
@@ -90,13 +97,14 @@ def time_kernels(points: Sequence[Point], *, as_json: bool, trace: str | None) -
     if as_json:
         print(entry_a_line({"note": BLIND, "rows": [asdict(row) for row in rows], "refused": refused}))
         return 0
-    print(f"{'':<41}{'AICore us, L1':>14}{'with':>8}{'tasks/cores':>18}{'floors us':>15}{'apart':>20}")
+    width = _width(row.pattern for row in rows)
+    print(f"{'':<{width + 25}}{'AICore us, L1':>14}{'with':>8}{'tasks/cores':>18}{'floors us':>15}{'apart':>20}")
     print(
-        f"{'kernel':<16}{'shape':<18}{'tokens':>7}{'half':>7}{'whole':>7}{'start':>8}{'AIC':>9}{'AIV':>9}"
+        f"{'kernel':<{width}}{'shape':<18}{'tokens':>7}{'half':>7}{'whole':>7}{'start':>8}{'AIC':>9}{'AIV':>9}"
         f"{'stages':>8}{'bytes':>7}{'us':>8}{'kernels':>8}{'x':>5}"
     )
     for row in rows:
-        print(_timed(row))
+        print(_timed(row, width))
     for reason in refused:
         print(f"refused: {reason}")
     print(BLIND)
@@ -105,12 +113,12 @@ def time_kernels(points: Sequence[Point], *, as_json: bool, trace: str | None) -
     return 0
 
 
-def _timed(row: Timing) -> str:
+def _timed(row: Timing, width: int) -> str:
     found = row.simulation
     cube, vector = (f"{found.tasks[kind]}/{found.cores[kind]}" for kind in ("AIC", "AIV"))
     apart = f"{row.sum_apart:>8.1f}{len(row.apart):>8}{row.sum_apart / found.window:>5.1f}" if row.apart else ""
     return (
-        f"{row.pattern:<16}{row.shape:<18}{row.tokens:>7}"
+        f"{row.pattern:<{width}}{row.shape:<18}{row.tokens:>7}"
         f"{found.window:>7.1f}{row.whole_l1:>7.1f}{found.window + found.start:>8.1f}"
         f"{cube:>9}{vector:>9}{row.stages_floor:>8.1f}{row.bytes_floor:>7.1f}{apart}"
     )
