@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,7 @@ def _isolated_compiler() -> Iterator[None]:
     """Each test compiles from nothing, draws the same numbers, and runs without grad."""
     torch._dynamo.reset()
     torch.manual_seed(0)
+    random.seed(0)
     logging.getLogger("torch._guards").setLevel(logging.CRITICAL)
     with torch.no_grad():
         yield

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from glmfuse.errors import Problem, QuantizationError
+from glmfuse.quantization.prepare.assist import scale_bias
+from glmfuse.quantization.prepare.int4 import pack_bytes
+from glmfuse.quantization.prepare.static import quant_bias
 from glmfuse.quantization.schemes import (
     COMPRESSED_TENSORS,
     FLOAT,
@@ -28,7 +31,6 @@ from glmfuse.quantization.schemes import (
 
 INT8, INT4, FP8 = 127.0, 7.0, 448.0
 """The largest code of each, on both sides of zero; -128 and -8 are left out."""
-_INT32 = torch.iinfo(torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +105,6 @@ def in_two_levels(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tens
     return _nearest(grouped / (first * second).unsqueeze(-1), INT4).flatten(1), first, second
 
 
-def pack_int4(codes: Tensor) -> Tensor:
-    """Two int4 to a byte along the outputs, the even output in the low half. [out, in] int8 -> [out / 2, in] int8."""
-    even, odd = codes[0::2], codes[1::2]
-    return (even & 0xF) | (odd << 4)
-
-
-def scale_bias(codes: Tensor, scale: Tensor, shards: int) -> Tensor:
-    """8 * sum of codes * scale over the inputs of each shard. codes [out, in], scale [out, groups] -> [out, shards].
-
-    The kernel takes int8 rows apart into halves of which the low one is short of 8; this gives it back. Summed in
-    fp64, rounded to fp32. Source: vllm-ascend's w4a8.py, update_bias and scale_bias.
-    """
-    values = codes.unflatten(1, (scale.shape[1], -1)).to(torch.float64) * scale.to(torch.float64).unsqueeze(-1)
-    return 8 * values.flatten(1).unflatten(1, (shards, -1)).sum(-1).to(torch.float32)
-
-
 def _w8a8(layer: _Layer) -> dict[str, Tensor]:
     if layer.inputs is None:
         raise QuantizationError("W8A8", [Problem(layer.module, "a static scale of its inputs", "none")])
@@ -128,22 +114,9 @@ def _w8a8(layer: _Layer) -> dict[str, Tensor]:
         "weight": codes,
         "input_scale": layer.inputs.scale,
         "input_offset": layer.inputs.offset,
-        "quant_bias": _quant_bias(layer, codes, deq_scale),
+        "quant_bias": quant_bias(codes, layer.inputs.offset, deq_scale, layer.bias, layer.module),
         "deq_scale": deq_scale,
     }
-
-
-def _quant_bias(layer: _Layer, codes: Tensor, deq_scale: Tensor) -> Tensor:
-    """bias / deq_scale - offset * sum of codes, in fp64, to the nearest int32."""
-    assert layer.inputs is not None
-    exact = -layer.inputs.offset.to(torch.float64) * codes.sum(1, dtype=torch.int64)
-    if layer.bias is not None:
-        exact = exact + layer.bias.to(torch.float64) / deq_scale.to(torch.float64)
-    largest = exact.abs().max().item()
-    if not largest <= _INT32.max:
-        wanted = f"a bias within {_INT32.max} steps of deq_scale"
-        raise QuantizationError("W8A8", [Problem(layer.module, wanted, f"{largest:.4g}")])
-    return exact.round().to(torch.int32)
 
 
 def _w8a8_dynamic(layer: _Layer) -> dict[str, Tensor]:
@@ -163,8 +136,9 @@ def _w4a8_dynamic(layer: _Layer) -> dict[str, Tensor]:
         (codes, scale), second, held = int4_by_group(layer.weight, 0), torch.ones(1, 1), {}
     held |= {"weight": codes, "weight_scale": scale, **_offset(form, scale)}
     if form.is_packed:
-        held["weight"] = pack_int4(codes)
-        held["scale_bias"] = scale_bias(codes, scale * second, SHARDS if is_row_parallel(layer.module) else 1)
+        held["weight"] = pack_bytes(codes.mT, layer.module).mT.contiguous().view(torch.int8)
+        parts = SHARDS if is_row_parallel(layer.module) else 1
+        held["scale_bias"] = scale_bias(codes.mT, (scale * second).mT, parts, layer.module)
     return held
 
 
