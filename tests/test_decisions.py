@@ -11,18 +11,19 @@ import networkx as nx
 import pytest
 import torch
 
+from glmfuse import Gain
 from glmfuse.matching.independent import heaviest
 from glmfuse.report.report import GraphReport
 from tests.support.glm import decode_static, tiny
 from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
-from tests.support.toys import TOYS, target
+from tests.support.toys import TOYS, target, toy_block
 
 
 def decide(function: Callable[..., Any], inputs: int, **options: Any) -> GraphReport:
     """Fuse the graph of a function of so many tensors; the result must be the function's."""
     captured = capture(function, *(torch.randn(3, 8) for _ in range(inputs)))[0]
     module = captured.module()
-    report = run_stages(module, patterns=TOYS, **options)
+    report = run_stages(module, **{"patterns": TOYS, **options})
     before = outputs_and_writes(captured.module(), captured.arguments())
     assert same_bits(outputs_and_writes(module, captured.arguments()), before)
     return report
@@ -49,6 +50,38 @@ def test_overlapping_sites_are_chosen_by_their_total_gain(gains: dict[str, float
         if row.status == "matched" and row.gain > 0:
             assert row.stage == "OVERLAP"
             assert any(name in row.found for name in chosen)
+
+
+PARTS = {"toy_mul_add": 3.0, "toy_tanh_exp": 4.0}
+WHOLE, EACH = {"toy_block"}, set(PARTS)
+LAUNCHES = Gain.of_launches
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ({**PARTS, "toy_block": 6.5}, EACH),
+        ({**PARTS, "toy_block": 7.5}, WHOLE),
+        ({**PARTS, "toy_block": Gain(8.0, 8.5, "over its parts", over_parts=True)}, WHOLE),
+        ({**PARTS, "toy_block": Gain(8.5, 8.0, "over its parts", over_parts=True)}, EACH),
+        ({"toy_mul_add": 9.0, "toy_block": Gain(8.0, 8.5, "over its parts", over_parts=True)}, WHOLE),
+        ({"toy_mul_add": LAUNCHES(2, 1.0), "toy_tanh_exp": LAUNCHES(2, 1.0), "toy_block": LAUNCHES(4, 1.0)}, WHOLE),
+        ({**PARTS, "toy_block": LAUNCHES(4, 1.0)}, WHOLE),
+        ({**PARTS, "toy_block": LAUNCHES(4, 1.0), "toy_add_tanh": 11.0}, WHOLE),
+        ({**PARTS, "toy_block": Gain(8.0, 8.5, "over its parts", over_parts=True), "toy_add_tanh": 11.0}, WHOLE),
+    ],
+    ids=[
+        "less than both", "more than both", "better than the kernels of both", "worse than the kernels of both",
+        "one part has no kernel", "fewest launches", "launches, where parts are known better",
+        "launches, where something else inside saves most", "better than whatever is inside",
+    ],
+)  # fmt: skip
+def test_a_block_is_chosen_where_it_beats_the_kernels_of_its_parts(
+    gains: dict[str, float | Gain], chosen: set[str]
+) -> None:
+    """A part's own gain is over the graph's operators; a block's may be over its parts, or by launches alone."""
+    report = decide(chain, 3, targets=[target(**gains)], patterns=(*TOYS, toy_block))
+    assert set(report.count("chosen")) == chosen
 
 
 @pytest.mark.parametrize("seed", range(20))

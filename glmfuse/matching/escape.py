@@ -63,6 +63,11 @@ def is_cheap(node: fx.Node) -> bool:
     return isinstance(op, OpOverload) and (is_view(op) or op in _CHEAP)
 
 
-def compute_nodes(cone: Cone) -> int:
-    """How many nodes of the site compute: what an engine without fusion would launch."""
-    return sum(1 for node in cone.nodes if not is_cheap(node) and isinstance(node.target, OpOverload))
+def computes(node: fx.Node) -> bool:
+    """Whether an engine without fusion would launch it, casts and fills aside."""
+    return isinstance(node.target, OpOverload) and not is_cheap(node)
+
+
+def works(node: fx.Node) -> bool:
+    """Whether it reads or writes memory at all: casts, copies and fills with the rest."""
+    return isinstance(node.target, OpOverload) and not is_view(node.target)

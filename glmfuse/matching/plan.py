@@ -13,6 +13,7 @@ from glmfuse.matching.independent import heaviest
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.order import kept_order
 from glmfuse.matching.select import Candidate
+from glmfuse.matching.worth import worths
 from glmfuse.report.stage import Stage
 
 
@@ -50,13 +51,14 @@ def plan(graph: fx.Graph, candidates: Sequence[Candidate]) -> Plan:
 def _without_overlaps(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[tuple[Candidate, Candidate]]]:
     """The candidates to keep, and each other one with a kept one in its way."""
     conflicts = nx.Graph()  # over positions: numbers are walked in one order in every run
-    conflicts.add_nodes_from((index, {"gain": item.gain.saved}) for index, item in enumerate(candidates))
+    conflicts.add_nodes_from(range(len(candidates)))
     owners: dict[fx.Node, list[int]] = {}
     for index, item in enumerate(candidates):
         for node in item.footprint.owned:
             owners.setdefault(node, []).append(index)
     for sharing in owners.values():
         conflicts.add_edges_from(itertools.combinations(sharing, 2))
+    nx.set_node_attributes(conflicts, dict(enumerate(worths(candidates, conflicts))), "gain")
     best = heaviest(conflicts)
     lost = [
         (item, candidates[min(best & set(conflicts[index]))])

@@ -10,7 +10,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from glmfuse.matching.check import Site
-from glmfuse.matching.escape import Escape, Footprint, compute_nodes, footprint
+from glmfuse.matching.escape import Escape, Footprint, computes, footprint, works
 from glmfuse.matching.layout import Layout
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.overwrite import Overwrite, overwrite
@@ -23,8 +23,8 @@ class Request:
     """What a kernel is asked to take: a pattern at one kind of site.
 
     tensors: the layout of each tensor argument that is there. outputs: what must come out.
-    compute_nodes: how many operators of the graph the site replaces. launch_us: what a launch is held to
-    cost, in microseconds. unlike: an operator that the pattern
+    compute_nodes: how many operators of the graph the site replaces, operators: the same with casts and copies.
+    launch_us: what a launch is held to cost, in microseconds. unlike: an operator that the pattern
     function calls on other layouts than the graph does, if there is one: the last bit may differ then.
     over: that the result may be written over the argument that the pattern updates, or why not.
     """
@@ -35,6 +35,7 @@ class Request:
     scalars: Mapping[str, Any]
     outputs: tuple[Layout, ...]
     compute_nodes: int
+    operators: int
     launch_us: float
     unlike: str | None = None
     over: Overwrite | str | None = None
@@ -52,16 +53,20 @@ class Gain:
     """What a site takes with and without its fusion, in microseconds, every launch included.
 
     fused: the kernel. separate: the operators or kernels that it replaces. basis: where the figures are from.
+    over_parts: `separate` is of kernels of smaller patterns, which save by themselves what the graph's operators take
+    beyond them. by_launches: what each operator counts for in `separate`, where launches are all that it is made of.
     """
 
     fused: float
     separate: float
     basis: str
+    over_parts: bool = False
+    by_launches: float = 0.0
 
     @classmethod
     def of_launches(cls, replaced: int, launch_us: float) -> Gain:
         """Of one kernel for so many operators, by the launches alone."""
-        return cls(launch_us, replaced * launch_us, "by launches alone")
+        return cls(launch_us, replaced * launch_us, "by launches alone", by_launches=launch_us)
 
     @property
     def saved(self) -> float:
@@ -177,14 +182,14 @@ def request_of(site: Site, launch_us: float) -> Request:
     """The site as its kernels are asked about it."""
     tensors = {name: Layout.of(node.meta["val"]) for name, node in site.inputs.items() if node is not None}
     match, outputs = site.match, site.trace.outputs
-    replaced = compute_nodes(site.cone)
     return Request(
         pattern=match.pattern,
         variant=match.variant,
         tensors=tensors,
         scalars=match.scalars,
         outputs=outputs,
-        compute_nodes=replaced,
+        compute_nodes=sum(1 for node in site.cone.nodes if computes(node)),
+        operators=sum(1 for node in site.cone.nodes if works(node)),
         launch_us=launch_us,
         unlike=site.unlike_calls(),
         over=overwrite(site) if match.pattern.updates else None,

@@ -65,7 +65,7 @@ def request_of(
     """What selection would ask a kernel about a site with these arguments."""
     layouts = _layouts(values)
     scalars = {name: value for name, value in values.items() if value is not None and name not in layouts}
-    return Request(BY_NAME[pattern], variant, layouts, scalars, outputs, compute_nodes, LAUNCH_US)
+    return Request(BY_NAME[pattern], variant, layouts, scalars, outputs, compute_nodes, compute_nodes, LAUNCH_US)
 
 
 def _layouts(values: Mapping[str, Any]) -> dict[str, Layout]:

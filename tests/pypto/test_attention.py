@@ -92,7 +92,7 @@ def refusal(name: str, at: Geometry = TINY, causal: bool = False, **changed: tor
     values = {**arguments(name, at, 3, torch.bfloat16), **changed}
     tensors = {key: Layout.of(value) for key, value in values.items() if isinstance(value, torch.Tensor)}
     request = Request(
-        PATTERNS[name], Variant(), tensors, {"scale": 0.25, "causal": causal}, (Layout.of(values["q"]),), 2, 2.0
+        PATTERNS[name], Variant(), tensors, {"scale": 0.25, "causal": causal}, (Layout.of(values["q"]),), 2, 2, 2.0
     )
     return KERNELS[name].limits(ASCEND_910B, request)
 

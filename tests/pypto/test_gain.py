@@ -6,6 +6,7 @@ The times are PyPTO's cost model's; nothing here was measured on a chip.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def test_a_gain_has_every_launch() -> None:
 
 def values(tokens: int) -> dict[str, Any]:
     return layouts("swiglu_mlp", geometry(TP8), tokens, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "rotary", "route_topk", "quantize", "dynamic_quantize", "quant_linear"])
+def test_what_is_one_operator_already_is_not_worth_another(name: str) -> None:
+    """As torch_npu spells it; its operators are held to take what those of the pattern function do, each."""
+    site = site_of(name, layouts(name, geometry(TP8), 8, torch.bfloat16))
+    (row,) = [row for row in _table()[name][TP8] if row.tokens == 8]
+    assert gain(site).separate == row.apart + row.kernels * site.launch_us
+    assert gain(replace(site, operators=1)).saved < 0 < gain(site).saved
 
 
 def test_tokens_between_the_rows_take_the_next_and_beyond_them_several_rounds() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from glmfuse import Gain, Kernel, Target, pattern
+from glmfuse.matching.pattern import Pattern
 
 
 @pattern(dims={"x": "... H", "y": "... H", "z": "... H"})
@@ -33,14 +34,22 @@ def toy_sin_cos(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return turned, torch.cos(turned) + y
 
 
+@pattern(dims={"x": "... H", "y": "... H", "z": "... H"})
+def toy_block(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """exp(tanh(x * y + z)), all [..., hidden]: a block of two of the others."""
+    made: Tensor = toy_tanh_exp(toy_mul_add(x, y, z))
+    return made
+
+
 TOYS = (toy_mul_add, toy_add_tanh, toy_tanh_exp, toy_sin_cos)
 
 
-def target(**gains: float) -> Target:
+def target(**gains: float | Gain) -> Target:
     """A target whose kernels are the toys' functions, with these gains; patterns not named have none."""
-    kernels = {
-        toy.name: Kernel(toy.function, gain_fn=lambda request, gain=gains[toy.name]: Gain(0.0, gain, "as given"))
-        for toy in TOYS
-        if toy.name in gains
-    }
-    return Target("toys", kernels)
+    return Target("toys", {toy.name: kernel(toy, gains[toy.name]) for toy in (*TOYS, toy_block) if toy.name in gains})
+
+
+def kernel(toy: Pattern, gain: float | Gain) -> Kernel:
+    """The pattern's function as a kernel; a gain that is a number is what is saved."""
+    saved = gain if isinstance(gain, Gain) else Gain(0.0, gain, "as given")
+    return Kernel(toy.function, gain_fn=lambda request: saved)

@@ -18,4 +18,4 @@ def gain_of(request: Request, launches: int = 1, moved: float = 0, moved_apart: 
     apart = request.compute_nodes * request.launch_us + moved_apart / _BYTES_PER_US
     counted = f"{launches} launches for {request.compute_nodes} operators"
     sizes = f", {moved:.3g} bytes for {moved_apart:.3g} at 1.6 TB/s" if moved or moved_apart else ""
-    return Gain(fused, apart, counted + sizes)
+    return Gain(fused, apart, counted + sizes, by_launches=request.launch_us)

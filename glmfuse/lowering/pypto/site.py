@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from glmfuse.canonicalize.schema import is_view
 from glmfuse.lowering.pypto.chip import Chip
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel
 from glmfuse.matching.layout import Layout
@@ -22,10 +25,25 @@ def site_of(pattern: str, values: Mapping[str, Any], launch_us: float = LAUNCH_U
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     scalars = {name: value for name, value in values.items() if value is not None and name not in tensors}
     empty = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
-    made = BY_NAME[pattern].function(**{**values, **empty})
+    with _Counted() as counted:
+        made = BY_NAME[pattern].function(**{**values, **empty})
     outputs = tuple(Layout.of(tensor) for tensor in ((made,) if isinstance(made, Tensor) else made))
     layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
-    return Request(BY_NAME[pattern], Variant(), layouts, scalars, outputs, 1, launch_us)
+    operators = len(counted.operators)
+    return Request(BY_NAME[pattern], Variant(), layouts, scalars, outputs, operators, operators, launch_us)
+
+
+class _Counted(TorchDispatchMode):
+    """Notes the operators that the pattern function calls, but for views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operators: list[OpOverload] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not is_view(func):
+            self.operators.append(func)
+        return func(*args, **(kwargs or {}))
 
 
 def refusal(chip: Chip, kernel: PyptoKernel, pattern: str, values: Mapping[str, Any]) -> str | None:
