@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from glmfuse.lowering.pypto import family_quant
 from glmfuse.lowering.pypto.checking import distance
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import arguments, geometry
@@ -69,7 +70,7 @@ def main() -> None:
 def row(simulator: Simulator, name: str, merged: bool, tokens: int) -> dict[str, Any]:
     """One kernel at one number of tokens; merged: projections of one input are one matrix, as in PyPTO's kernels."""
     values = arguments(name, geometry(SHAPE), tokens, torch.bfloat16, seed=tokens)
-    values = together(values, _TOGETHER[name.partition("_")[0]]) if merged else values
+    values = family_quant.merged(values, _TOGETHER[name.partition("_")[0]]) if merged else values
     half, whole = (KERNELS[name].launch(chip, **values) for chip in (ASCEND_910B, WHOLE_L1))
     theirs = COMPARED[name]
     return {
@@ -82,18 +83,6 @@ def row(simulator: Simulator, name: str, merged: bool, tokens: int) -> dict[str,
         "wanted": None if theirs is None else theirs.wanted,
         "error": distance(name, interpret(half, Mode.COMPILE), values),
     }
-
-
-def together(values: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments with the weights, scales and biases of several projections in the first one's."""
-    merged = dict(values)
-    for kind in "wscb":
-        given = [values[f"{kind}_{part}"] for part in parts if f"{kind}_{part}" in values]
-        if given:
-            held = kind == "w" and given[0].t().is_contiguous()
-            joined = torch.cat([w.t() for w in given]).t() if held else torch.cat(given, dim=-1)
-            merged |= {f"{kind}_{part}": None for part in parts} | {f"{kind}_{parts[0]}": joined}
-    return merged
 
 
 def table(rows: list[dict[str, Any]]) -> str:

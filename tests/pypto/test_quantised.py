@@ -15,6 +15,7 @@ from glmfuse.lowering.pypto import target
 from glmfuse.lowering.pypto.checking import distance
 from glmfuse.lowering.pypto.chip import ASCEND_910B
 from glmfuse.lowering.pypto.family import arguments, geometry
+from glmfuse.lowering.pypto.family_quant import merged
 from glmfuse.lowering.pypto.launch.launch import interpret
 from glmfuse.lowering.pypto.process import Mode
 from glmfuse.lowering.pypto.registry import KERNELS
@@ -29,6 +30,7 @@ pytestmark = [
 
 CODED = [name for name in TAKEN if "w8a8" in name or "w4a8" in name]
 WITH_ROWS = [name for name in CODED if not name.startswith("norm")]
+PARTS = {"norm": ("q", "k", "v"), "swiglu": ("gate", "up"), "router": ("gate", "up")}
 ALLOWED = KERNEL_RELATIVE_L2[torch.bfloat16]
 
 
@@ -114,13 +116,7 @@ def test_weights_are_read_as_they_are_held(name: str, held: bool) -> None:
 @pytest.mark.parametrize("name", CODED)
 def test_merged_weights_give_the_bits_of_separate_ones(name: str, tokens: int) -> None:
     values = drawn(name, tokens)
-    first, others = ("q", "kv") if name.startswith("norm") else ("gate", ("up",))
-    together = dict(values)
-    for kind in "wscb":
-        parts = [values.get(f"{kind}_{part}") for part in (first, *others)]
-        if parts[0] is not None:
-            together[f"{kind}_{first}"] = torch.cat(parts, dim=-1)
-            together |= {f"{kind}_{part}": None for part in others}
+    together = merged(values, PARTS[name.partition("_")[0]])
     for ours, theirs in zip(numbers(found_of(name, together)), numbers(found_of(name, values)), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -132,6 +128,20 @@ def test_every_variant_of_the_front(name: str, without: str) -> None:
     absent = {"residual": ["residual"], "norms": ["w_q_norm", "w_k_norm"], "biases": ["b_q", "b_k", "b_v"]}[without]
     values |= {key: None for key in absent if key in values}
     assert distance(name, found_of(name, values), values) <= ALLOWED
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("tokens", [1, 33])
+def test_biases_in_fp32_as_checkpoints_hold_them(tokens: int, together: bool) -> None:
+    name = "norm_qkv_rope_w8a8_dynamic"
+    values = drawn(name, tokens)
+    values |= {key: value.float() + 1e-4 for key, value in values.items() if key.startswith("b_")}
+    if together:
+        values = merged(values, PARTS["norm"])
+    assert distance(name, found_of(name, values), values) <= ALLOWED
+    biases = {key: given for key, given in values.items() if key.startswith("b_") and given is not None}
+    rounded = values | {key: given.bfloat16() for key, given in biases.items()}
+    assert not torch.equal(found_of(name, values)[2], found_of(name, rounded)[2]), "a bias is read as it is stored"
 
 
 @pytest.mark.parametrize("groups", [1, 2])

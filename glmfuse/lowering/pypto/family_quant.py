@@ -109,3 +109,15 @@ def quant_linear(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
 W8A8: Final = Coded(torch.int8, is_static=True)
 CODED: Final[Mapping[str, Coded]] = {"w8a8_dynamic": Coded(torch.int8), "fp8_per_token": Coded(torch.float8_e4m3fn)}
 """The schemes that quantise each row by itself."""
+
+
+def merged(values: Mapping[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments with the weights, scales and biases of several projections in the first one's, as they are held."""
+    together = dict(values)
+    for kind in "wscb":
+        given = [values[f"{kind}_{part}"] for part in parts if values.get(f"{kind}_{part}") is not None]
+        if given:
+            held = kind == "w" and given[0].t().is_contiguous()
+            joined = torch.cat([w.t() for w in given]).t() if held else torch.cat(given, dim=-1)
+            together |= {f"{kind}_{part}": None for part in parts} | {f"{kind}_{parts[0]}": joined}
+    return together

@@ -51,21 +51,18 @@ class QuantFront:
 
     front: its `cube` is a tile of codes, without slices, and `has_bias` tells of what is added to a projection: int32
     before it is scaled where scales are static, else floats after it. codes: "DT_INT8" or "DT_FP8E4M3". channels: of
-    a static scale, 1 or hidden; 0 where each token has its own. held: whether weights lie [out, in].
+    a static scale, 1 or hidden; 0 where each token has its own. factor_dtype, bias_dtype: of such a scale, and of what
+    is added. held: whether weights lie [out, in].
     """
 
     front: Front
     codes: str
     channels: int
     factor_dtype: str
+    bias_dtype: str
     held: bool
 
     @property
     def is_static(self) -> bool:
         """Whether the scale of the rows is known before."""
         return self.channels > 0
-
-    @property
-    def bias_dtype(self) -> str:
-        """Of what is added to the projections."""
-        return "DT_INT32" if self.is_static else self.front.dtype

@@ -18,6 +18,7 @@ from glmfuse.lowering.pypto.tiling import cube_tile, tail, tokens_of_round, vect
 from glmfuse.matching.select import Request
 
 _HEADS = "qkv"
+_BIASES = {**DTYPES, torch.int32: "DT_INT32"}
 
 
 def _limits(chip: Chip, site: Request) -> str | None:
@@ -49,11 +50,14 @@ def _alike(site: Request, one: str, other: str) -> str | None:
 
 
 def _biases(site: Request) -> str | None:
-    """Whether floating biases are stored as x."""
-    for name in _HEADS:
-        bias, x = site.tensors.get(f"b_{name}"), site.tensors["x"]
-        if bias is not None and bias.dtype != x.dtype:
-            return f"dtype {bias.dtype} of b_{name} is none of {x.dtype}"
+    """Whether floating biases are stored as x, or in fp32, and all alike."""
+    given = [bias for name in _HEADS if (bias := site.tensors.get(f"b_{name}")) is not None]
+    taken = (site.tensors["x"].dtype, torch.float32)
+    for name, bias in zip(_HEADS, given, strict=False):
+        if bias.dtype not in taken:
+            return f"dtype {bias.dtype} of b_{name} is none of {taken[0]}, {taken[1]}"
+        if bias.dtype != given[0].dtype:
+            return f"b_{name} is {bias.dtype}, b_q {given[0].dtype}; the kernel reads them alike"
     return None
 
 
@@ -93,6 +97,7 @@ def _launch(
         codes=CODES[w_q.dtype],
         channels=0 if factor is None else factor.shape[0],
         factor_dtype=DTYPES[x.dtype if factor is None else factor.dtype],
+        bias_dtype=_BIASES[x.dtype if biases[0] is None else biases[0].dtype],
         held=held,
     )  # fmt: skip
     nothing = w_norm.view(1, hidden)  # for what this variant does not have, and its kernel does not read
