@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -57,13 +58,19 @@ def test_opcheck(pattern: Pattern, variant: Variant) -> None:
     torch.library.opcheck(overload, values, test_utils=utilities)
 
 
+def standing(pattern: Pattern, variant: Variant) -> Callable[..., Any]:
+    """The pattern's function as it stands in a graph: behind what makes some of its arguments, if anything does."""
+    function = pattern.function_of(variant.spelling)
+    return pattern.context.around(function) if pattern.context else function
+
+
 @cache
 def captured(pattern: Pattern, variant: Variant, dtype: torch.dtype) -> tuple[dict[str, Any], Captured]:
     """Arguments, and the graph that the backend captures of the pattern's function on them."""
     arguments = example(pattern, variant, dtype, which=int(dtype == torch.bfloat16))
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
     rest = {name: value for name, value in arguments.items() if name not in tensors}
-    function = pattern.function_of(variant.spelling)
+    function = standing(pattern, variant)
     return arguments, capture(lambda **given: as_tuple(function(**given, **rest)), **tensors)[0]
 
 
@@ -85,7 +92,7 @@ def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) 
     rest = {p.name: arguments[p.name] for p in pattern.parameters if not p.is_tensor}
     fresh = Fresh()
     fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
-    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=pattern.function_of(variant.spelling))
+    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=standing(pattern, variant))
     assert _spelling(canonicalize(by_aot.graph_module.graph).outputs) == _spelling(by_tracer.outputs)
 
 

@@ -1,15 +1,18 @@
 """The declared dims of a pattern: `"... H"`, `"(N+2*K)*D H"`; symbols are sizes that tracing varies.
 
-A tensor that has other sizes where an optional one is absent says so: `"I H; without w_up: 2*I H"`.
+A tensor that has other sizes where an optional one is absent says so: `"I H; without w_up: 2*I H"`. Beside `"... H"`,
+`"(...) H"` has a row for each place of the leading dims.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from typing import Final
 
 LEAD: Final = "..."
+ROWS: Final = "(...)"
 _PRIMES = (
     (17, 23, 31, 41, 47, 59, 67, 73, 83, 97, 103, 109, 127, 137, 149, 157),
     (19, 29, 37, 43, 53, 61, 71, 79, 89, 101, 107, 113, 131, 139, 151, 163),
@@ -37,7 +40,9 @@ def parse(text: str) -> dict[str, Sizes]:
 def _parse_sizes(text: str) -> Sizes:
     sizes = tuple(text.split())
     for size in sizes:
-        if size != LEAD and not all(isinstance(node, _NODES) for node in ast.walk(ast.parse(size, mode="eval"))):
+        if size in (LEAD, ROWS):
+            continue
+        if not all(isinstance(node, _NODES) for node in ast.walk(ast.parse(size, mode="eval"))):
             raise ValueError(f"{size!r} is not a sum or product of names and numbers")
     if LEAD in sizes[1:]:
         raise ValueError("'...' stands only in front")
@@ -47,7 +52,7 @@ def _parse_sizes(text: str) -> Sizes:
 def symbols(sizes: Sequence[str]) -> Iterator[str]:
     """The names in a declaration, in order."""
     for size in sizes:
-        if size != LEAD:
+        if size not in (LEAD, ROWS):
             yield from (node.id for node in ast.walk(ast.parse(size, mode="eval")) if isinstance(node, ast.Name))
 
 
@@ -65,9 +70,12 @@ def assign(declared: Sequence[Sequence[str]], fixed: Mapping[str, int], which: i
 def evaluate(sizes: Sequence[str], values: Mapping[str, int], which: int) -> tuple[int, ...]:
     """The shape of a tensor; `...` is as many dimensions as given, or two in the first example, one in the second."""
     shape: list[int] = []
+    lead = _LEADS[which][: values.get(LEAD, _LEAD_COUNTS[which])]
     for size in sizes:
         if size == LEAD:
-            shape.extend(_LEADS[which][: values.get(LEAD, _LEAD_COUNTS[which])])
+            shape.extend(lead)
+        elif size == ROWS:
+            shape.append(prod(lead))
         else:
             shape.append(eval(compile(ast.parse(size, mode="eval"), size, "eval"), {"__builtins__": {}}, dict(values)))
     return tuple(shape)

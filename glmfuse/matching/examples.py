@@ -33,9 +33,17 @@ _DTYPES = (torch.bfloat16, torch.float16)
 
 @cache
 def example_trace(
-    pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int, device: str = EXAMPLE_DEVICE
+    pattern: Pattern,
+    variant: Variant,
+    dtype: torch.dtype,
+    which: int,
+    device: str = EXAMPLE_DEVICE,
+    in_context: bool = False,
 ) -> Traced:
-    """Trace a variant on the first or second of its made-up examples."""
+    """Trace a variant on the first or second of its made-up examples.
+
+    in_context: together with what makes some of its arguments, which are then returned behind the results.
+    """
     values = example_sizes(pattern, variant, which)
     fresh = Fresh()
     tensors = {
@@ -49,7 +57,10 @@ def example_trace(
         if p.is_tensor and p.name not in variant.absent
     }
     scalars = example_scalars(pattern, variant, values, which)
-    return trace_pattern(pattern, tensors, scalars, function=pattern.function_of(variant.spelling))
+    function = pattern.function_of(variant.spelling)
+    if in_context and pattern.context is not None:
+        function = pattern.context.around(function)
+    return trace_pattern(pattern, tensors, scalars, function=function)
 
 
 def example_sizes(pattern: Pattern, variant: Variant, which: int) -> dict[str, int]:

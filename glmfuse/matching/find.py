@@ -130,7 +130,7 @@ def _arguments_of(term: Term) -> set[Term]:
 
 def _rarest(graph: SearchGraph, index: Index) -> Term:
     """The rarest operator on an argument; a constant, such as a triangle of ones, is one value of all sites."""
-    terms = (term for term in graph.terms if _arguments_of(term))
+    terms = (term for term in graph.terms if term not in graph.around and _arguments_of(term))
     return min(terms, key=lambda term: len(index.occurrences(term.op)))
 
 

@@ -166,6 +166,8 @@ class _Attempt:
         graph = self.graph
         names = {name: self.bound.get(term) for name, term in graph.inputs.items()}
         inputs = {p.name: names.get(p.name) for p in graph.pattern.parameters if p.is_tensor}
+        around = {self.bound[term] for term in graph.around}
+        inner = {value: definition for value, definition in self.used.items() if value not in around}
         return Match(
             pattern=graph.pattern,
             variant=graph.variant,
@@ -173,8 +175,8 @@ class _Attempt:
             inputs=inputs,
             scalars={**self.scalars, **dict(graph.variant.flags)},
             outputs=tuple(self.bound[output] for output in graph.outputs),
-            inner=frozenset(self.used),
-            parts=tuple(dict.fromkeys(d.match for d in self.used.values() if d.match is not None)),
+            inner=frozenset(inner),
+            parts=tuple(dict.fromkeys(d.match for d in inner.values() if d.match is not None)),
         )
 
     def missed(self, anchor: Term) -> Mismatch:

@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from glmfuse.errors import PatternError
 from glmfuse.matching import dims as dims_of
+from glmfuse.matching.context import Context
 
 NAMESPACE = "glmfuse"
 _SCALARS = {float: "float", int: "int", bool: "bool", torch.dtype: "dtype"}
@@ -107,6 +108,7 @@ class Pattern:
     outputs, the first ones, the last axis is in no order, the same for all. updates: the argument whose new value
     the output is.
     carried: tensors that no result depends on, which operators of a spelling are given all the same.
+    context: how some of its arguments are made of others, wherever it is.
     spellings: by name, the other functions that compute the same. holds: dtypes without which no graph has it.
     known: what tracing it told; postponed: the steps of tracing it and its spellings that are put off until
     someone asks.
@@ -123,6 +125,7 @@ class Pattern:
     unordered: int = 0
     updates: str | None = None
     carried: frozenset[str] = frozenset()
+    context: Context | None = None
     constraints: list[Callable[..., None]] = field(default_factory=list)
     spellings: dict[str, Callable[..., Any]] = field(default_factory=dict)
     holds: frozenset[torch.dtype] = frozenset()
@@ -150,6 +153,11 @@ class Pattern:
         for step in steps:
             step(self)
         return self.known
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Tensor arguments that no result need depend on."""
+        return self.carried | frozenset(self.context.reads if self.context else ())
 
     def may_be_in(self, dtypes: Container[torch.dtype]) -> bool:
         """Whether a graph of values of these dtypes can have it; asked before the pattern is traced."""

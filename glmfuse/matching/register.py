@@ -14,6 +14,7 @@ from glmfuse.canonicalize import INPUT, Term
 from glmfuse.canonicalize.schema import is_function_of_values, is_pure
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
+from glmfuse.matching.context import Context
 from glmfuse.matching.examples import EXAMPLE_DTYPE, example_trace, variants, variants_with
 from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import (
@@ -45,6 +46,7 @@ def pattern(
     unordered: int = 0,
     updates: str | None = None,
     carried: Iterable[str] = (),
+    context: Mapping[str, Callable[..., Any]] | None = None,
     holds: Iterable[torch.dtype] = (),
 ) -> Callable[[Callable[..., Any]], Pattern]:
     """Make a pattern, and its ops `torch.ops.glmfuse.<name>`, of a PyTorch function.
@@ -56,6 +58,8 @@ def pattern(
     that never have it. unordered: of how many outputs, the first ones, kernels may permute the last axis, of all
     alike. updates: the tensor argument whose new value is the one output, so that kernels may write it in place.
     carried: optional tensors that no result depends on, for spellings whose operators are given them all the same.
+    context: `{"rows per_token": function}`, tensor arguments that a function makes of others wherever the pattern is;
+    it is looked for behind that function, which its sites do not contain, and `function`'s arguments need not be read.
     holds: dtypes without which no graph has it, so that it costs other models nothing. Raises PatternError, with
     the line, when the function is no pattern. glmfuse's own are traced when someone asks: its tests hold them, and a
     command that compiles nothing does without the seconds that it takes.
@@ -75,6 +79,7 @@ def pattern(
             unordered=unordered,
             updates=updates,
             carried=frozenset(carried),
+            context=_context(name, function, context),
             holds=frozenset(holds),
         )
         if name in _REGISTERED:
@@ -84,6 +89,16 @@ def pattern(
         return made
 
     return register
+
+
+def _context(name: str, function: Callable[..., Any], given: Mapping[str, Callable[..., Any]] | None) -> Context | None:
+    if not given:
+        return None
+    ((names, made_by),) = given.items()
+    context, own = Context(tuple(names.split()), made_by), inspect.signature(function).parameters
+    if strangers := sorted({*context.names, *context.reads} - set(own)):
+        raise PatternError(name, _where(function), f"context= names {strangers}, which are not arguments")
+    return context
 
 
 def _trace(made: Pattern, step: Callable[[Pattern], None], function: Callable[..., Any]) -> None:
@@ -148,9 +163,10 @@ def _define(made: Pattern) -> None:
 
 
 def _read_calls(made: Pattern, variant: Variant) -> None:
-    """Note which patterns a variant calls."""
-    traced = _try_trace(made, variant)
-    ops = [term.op for term in traced.live() if isinstance(term.op, OpOverload) and term.op.namespace == NAMESPACE]
+    """Note which patterns a variant calls, and which stand around it."""
+    traced = [_try_trace(made, variant), example_trace(made, variant, EXAMPLE_DTYPE, 0, in_context=True)]
+    terms = [term for each in traced for term in each.live()]
+    ops = [term.op for term in terms if isinstance(term.op, OpOverload) and term.op.namespace == NAMESPACE]
     called = [_REGISTERED[op._schema.name.partition("::")[2]] for op in ops]
     made.known.calls |= frozenset(inner.name for inner in called)
     made.known.level = max([made.known.level, *(inner.level + 1 for inner in called)])
@@ -201,7 +217,7 @@ def _check_outputs(made: Pattern, traced: Traced) -> None:
     if len(set(storages)) != len(storages):
         raise PatternError(made.name, made.where, "an output shares memory with an argument or another output")
     live = set(traced.live())
-    if unused := [name for name, term in traced.inputs.items() if term not in live and name not in made.carried]:
+    if unused := [name for name, term in traced.inputs.items() if term not in live and name not in made.unread]:
         raise PatternError(made.name, made.where, f"the result does not depend on {unused}")
 
 
@@ -253,7 +269,7 @@ def _same_but_none(mine: Any, theirs: Any, optional: frozenset[Term], seen: dict
 def _make_op(made: Pattern, absent: frozenset[str], overload: str, passed_on: frozenset[str]) -> OpOverload:
     traced = _try_trace(made, _variant(made, absent))
     live = set(traced.live())
-    arguments = [p for p in made.parameters if p.name in made.carried or _is_used(p, traced, live)]
+    arguments = [p for p in made.parameters if p.name in made.unread or _is_used(p, traced, live)]
     _LIBRARY.define(schema(made, overload, arguments, passed_on, len(traced.outputs)))
     qualified = f"{NAMESPACE}::{made.name}" + (f".{overload}" if overload else "")
     function = reference_function(made, [p.name for p in arguments])

@@ -52,7 +52,8 @@ class SearchGraph:
     """What one variant looks like in a graph.
 
     inputs: the term of each tensor argument. specs: for each inner term, what its arguments must be.
-    terms: inner terms, producers first. outputs: the terms returned. sources: what each term reads.
+    terms: inner terms, producers first. outputs: the terms returned. around: those of `terms` that make an argument,
+    and belong to no site. sources: what each term reads.
     """
 
     pattern: Pattern
@@ -62,6 +63,7 @@ class SearchGraph:
     terms: tuple[Term, ...]
     outputs: tuple[Term, ...]
     specs: Mapping[Term, tuple[Spec, ...]]
+    around: frozenset[Term] = frozenset()
     sources: Mapping[Term, tuple[Term, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,14 +79,30 @@ class SearchGraph:
 @cache
 def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype, device: str = EXAMPLE_DEVICE) -> SearchGraph:
     """Trace twice, compare, and say of each literal what it is."""
-    first, second = (example_trace(pattern, variant, dtype, which, device) for which in (0, 1))
+    first, second = (example_trace(pattern, variant, dtype, which, device, in_context=True) for which in (0, 1))
     twins = _pair(pattern, first, second)
     terms = first.live()
     names = {term: name for name, term in first.inputs.items()}
     scalars = _scalar_examples(pattern, variant)
     specs = {term: _specs(term.args, twins[term].args, scalars) for term in terms if term.op is not INPUT}
     inner = tuple(term for term in terms if term.op is not INPUT)
-    return SearchGraph(pattern, variant, first.inputs, names, inner, first.outputs, specs)
+    made = pattern.context.names if pattern.context else ()
+    results = first.outputs[: len(first.outputs) - len(made)]
+    inputs = {**first.inputs, **dict(zip(made, first.outputs[len(results) :], strict=True))}
+    around = frozenset(inner) - _before(results, frozenset(inputs.values()))
+    return SearchGraph(pattern, variant, inputs, names, inner, results, specs, around)
+
+
+def _before(results: tuple[Term, ...], inputs: frozenset[Term]) -> set[Term]:
+    """What the results are made of the inputs by, themselves included."""
+    found: set[Term] = set()
+    stack = list(results)
+    while stack:
+        term = stack.pop()
+        if term not in found and term not in inputs:
+            found.add(term)
+            stack.extend(terms_in(term.args))
+    return found
 
 
 @cache

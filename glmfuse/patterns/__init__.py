@@ -29,6 +29,7 @@ from glmfuse.patterns.norm_quantize import norm_quantize
 from glmfuse.patterns.paged_attention import paged_attention
 from glmfuse.patterns.quant_grouped_mlp import quant_grouped_mlp
 from glmfuse.patterns.quant_linear import quant_linear
+from glmfuse.patterns.quant_mlp import QUANT_MLP
 from glmfuse.patterns.quantize import quantize
 from glmfuse.patterns.rms_norm import rms_norm
 from glmfuse.patterns.rotary import rotary
@@ -36,6 +37,7 @@ from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.router_mlp_per_token import ROUTER_MLP_PER_TOKEN
 from glmfuse.patterns.router_mlp_w8a8 import router_mlp_w8a8
+from glmfuse.patterns.router_quant_mlp import ROUTER_QUANT_MLP
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
 from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
@@ -86,9 +88,11 @@ PATTERNS: tuple[Pattern, ...] = (
     norm_qkv_rope_w8a8,
     *NORM_QKV_ROPE_PER_TOKEN,
     swiglu_mlp_w8a8,
+    *QUANT_MLP.values(),
     *SWIGLU_MLP_PER_TOKEN.values(),
     router_mlp_w8a8,
     *ROUTER_MLP_PER_TOKEN,
+    *ROUTER_QUANT_MLP,
     *MOE_PER_TOKEN,
 )
 

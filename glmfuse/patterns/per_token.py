@@ -54,8 +54,16 @@ class PerToken:
 
     def linears(self, x: Tensor, *layers: Layer) -> tuple[Tensor, ...]:
         """x through each layer that is there, quantised once.  x [..., in] bf16 or fp16 -> [..., out] of each."""
-        require(x.dtype in HALVES, "x must be bf16 or fp16", x.dtype)
+        return self.products(x, *self.quantized(x), *layers)
+
+    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [..., in] as rows [tokens, in], and the scale of each [tokens] fp32."""
         rows, per_token = self.quantize(rows_of(x))
+        return rows, per_token
+
+    def products(self, x: Tensor, rows: Tensor, per_token: Tensor, *layers: Layer) -> tuple[Tensor, ...]:
+        """The same of rows [tokens, in] that x is quantised to already, and the scale of each."""
+        require(x.dtype in HALVES, "x must be bf16 or fp16", x.dtype)
         return tuple(
             self.product(rows, w, scale, per_token, bias, x.dtype).view(*x.shape[:-1], scale.shape[-1])
             for w, scale, bias in layers
@@ -84,6 +92,12 @@ class PerToken:
     def dtypes(self, *names: str) -> dict[str, torch.dtype]:
         """Those of weights of these names and of their scales."""
         return {f"w_{name}": self.stored for name in names} | {f"s_{name}": torch.float32 for name in names}
+
+    @property
+    def row_dtypes(self) -> dict[str, torch.dtype]:
+        """Those of rows and of their scales, in a block that calls them so."""
+        (rows,) = self.quantize.holds
+        return {"rows": rows, "per_token": torch.float32}
 
     def _stored(self, outputs: str) -> str:
         return f"({outputs})//2" if self.is_packed else outputs

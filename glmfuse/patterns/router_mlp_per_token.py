@@ -10,7 +10,8 @@ from glmfuse.patterns.gate_topk import gate_topk
 from glmfuse.patterns.norm_quantize import LEADS
 from glmfuse.patterns.normed import rows_of
 from glmfuse.patterns.per_token import PER_TOKEN, PerToken, named
-from glmfuse.patterns.swiglu_mlp_per_token import SIZES, SWIGLU_MLP_PER_TOKEN, mlp_dims
+from glmfuse.patterns.quant_mlp import SIZES, mlp_dims
+from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
 
 ROUTER = {"w_router": "n_group*M H", "bias": "n_group*M"}
 ROUTER_SIZES = (
