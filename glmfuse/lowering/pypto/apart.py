@@ -23,10 +23,11 @@ def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple
     """A launch for each part of the pattern function, in its order.
 
     A part is a call of another pattern that has a kernel, or an aten operator that is no view. What does not
-    depend on the first argument, such as the cast of a weight, counts as made once. Empty where the function
+    depend on the first argument, or on what is made of it, such as the cast of a weight, counts as made once. Empty where the function
     is one operator, or calls a pattern that has no kernel.
     """
-    calls = _Calls(next(iter(values.values())))
+    context = BY_NAME[pattern].context
+    calls = _Calls([next(iter(values.values())), *(values[name] for name in (context.names if context else ()))])
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(patterns_as_ops(True))
         stack.enter_context(calls)
@@ -57,12 +58,12 @@ def _launches(chip: Chip, op: Any, args: tuple[Any, ...], result: Any) -> Iterat
 
 
 class _Calls(TorchDispatchMode):
-    """Notes every operator that depends on one tensor, with its arguments and result."""
+    """Notes every operator that depends on one of some tensors, with its arguments and result."""
 
-    def __init__(self, origin: Tensor) -> None:
+    def __init__(self, origins: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made: list[tuple[Any, tuple[Any, ...], Any]] = []
-        self._following: list[Tensor] = [origin]
+        self._following = origins
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from glmfuse.errors import OptionError
-from glmfuse.lowering.pypto.family_quant import CODED, W8A8, Coded, Draw, packed_feed_forward, quant_linear, quantized
+from glmfuse.lowering.pypto.family_quant import (
+    CODED,
+    W8A8,
+    Coded,
+    Draw,
+    packed_feed_forward,
+    quant_linear,
+    quantized,
+    quantized_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +228,19 @@ def _paged_attention(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
     }
 
 
+def _norm_quantize(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    given = _add_rms_norm(at, tokens, draw)
+    return {"x": given["x"], "residual": given["residual"], "w_norm": given["w"], "eps": _EPS}
+
+
+def _of_rows(block: _Arguments, code: torch.dtype) -> _Arguments:
+    def drawn(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+        values = block(at, tokens, draw)
+        return {"x": values["x"], **quantized_rows(at, tokens, draw, code), **_without(values, "x")}
+
+    return drawn
+
+
 def _coded_front(scheme: Coded) -> _Arguments:
     def front(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
         return scheme.front(_norm_qkv_rope(at, tokens, draw), at, draw, _SMALL)
@@ -253,9 +275,13 @@ _ARGUMENTS: Mapping[str, _Arguments] = {
     "quantize": quantized,
     "dynamic_quantize": lambda at, tokens, draw: {"x": draw(tokens, at.hidden)},
     "quant_linear": quant_linear,
+    **dict.fromkeys(("norm_dynamic_quantize", "norm_fp8_quantize"), _norm_quantize),
     "swiglu_mlp_w4a8_dynamic": packed_feed_forward,
+    "quant_mlp_w4a8_dynamic": _of_rows(packed_feed_forward, torch.int8),
     "norm_qkv_rope_w8a8": _coded_front(W8A8),
     **{f"norm_qkv_rope_{name}": _coded_front(scheme) for name, scheme in CODED.items()},
     **{f"swiglu_mlp_{name}": scheme.feed_forward for name, scheme in CODED.items()},
+    **{f"quant_mlp_{name}": _of_rows(scheme.feed_forward, scheme.code) for name, scheme in CODED.items()},
     **{f"router_mlp_{name}": _coded_router(scheme) for name, scheme in CODED.items()},
+    **{f"router_quant_mlp_{name}": _of_rows(_coded_router(scheme), scheme.code) for name, scheme in CODED.items()},
 }

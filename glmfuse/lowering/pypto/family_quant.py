@@ -91,6 +91,13 @@ def quantized(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
     return {"x": draw(tokens, at.hidden, scale=1.5), **scales, "inverse": None, "divide": False}
 
 
+def quantized_rows(at: Sizes, tokens: int, draw: Draw, code: torch.dtype) -> dict[str, Tensor]:
+    """Rows in codes and their scales, none of which is the scale that another row has; those of no x in particular."""
+    rows = draw(tokens, at.hidden, scale=_SPREAD[code], wide=True)
+    rows = rows.round().clamp(-128, 127) if code == torch.int8 else rows.clamp(-448, 448)
+    return {"rows": rows.to(code), "per_token": draw(tokens, scale=0.2, offset=1.0, wide=True).abs() / _SPREAD[code]}
+
+
 def quant_linear(at: Sizes, tokens: int, draw: Draw) -> dict[str, Any]:
     """The arguments of `quant_linear`, with all that may be there."""
     out = at.heads * at.head_dim

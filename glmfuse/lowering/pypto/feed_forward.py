@@ -11,10 +11,10 @@ from glmfuse.lowering.pypto.tiling import CubeTile
 class FeedForward:
     """What the kernel is built for.
 
-    merged: gate and up are the halves of one matrix. held: whether weights lie [out, in]. block: tokens of a round.
-    rows, width: vector tile over hidden. mid_rows, mid_width: over what the activation makes. out_rows: over the
-    results, as wide as a cube tile of them, so that each waits for one task alone. wide, narrow: cube tiles of the
-    projections up and down. codes: "DT_INT8" or "DT_FP8E4M3".
+    merged: gate and up are the halves of one matrix. held: whether weights lie [out, in]. is_coded: whether x comes as
+    codes already. block: tokens of a round. rows, width: vector tile over hidden. mid_rows, mid_width: over what the
+    activation makes. out_rows: over the results, as wide as a cube tile of them, so that each waits for one task
+    alone. wide, narrow: cube tiles of the projections up and down. codes: "DT_INT8" or "DT_FP8E4M3".
     """
 
     hidden: int
@@ -22,6 +22,7 @@ class FeedForward:
     out: int
     merged: bool
     held: bool
+    is_coded: bool
     block: int
     rows: int
     width: int

@@ -12,10 +12,11 @@ from typing import Any
 import pypto
 
 from glmfuse.lowering.pypto.feed_forward import PackedFeedForward
-from glmfuse.lowering.pypto.kernels.codes import by_largest, inverse_of, scaled_by, to_int8
+from glmfuse.lowering.pypto.kernels.codes import inverse_of, scaled_by, to_int8
 from glmfuse.lowering.pypto.kernels.route_topk import SMALLEST
 from glmfuse.lowering.pypto.kernels.swiglu import activated
-from glmfuse.lowering.pypto.kernels.vector import Block, scope, widened
+from glmfuse.lowering.pypto.kernels.swiglu_mlp_quant import Coded, Layer
+from glmfuse.lowering.pypto.kernels.vector import Block, widened
 from glmfuse.lowering.pypto.tiling import round_up
 
 Pair = tuple[Any, Any]
@@ -23,59 +24,45 @@ Pair = tuple[Any, Any]
 
 
 def build(packed: PackedFeedForward) -> Any:
-    """The kernel of `swiglu_mlp_w4a8_dynamic`.
+    """The kernel of `swiglu_mlp_w4a8_dynamic`, and where x comes as codes that of `quant_mlp_w4a8_dynamic`.
 
-    x [tokens, hidden]; w_gate and w_up [hidden, inter / 2] of bytes, w_down [inter / 2, out], two rows in one; scales
-    [groups, outputs] fp32 -> y_even, y_odd [tokens, out / 2]. merged: gate and up are the halves of w_gate.
+    x [tokens, hidden], floats or codes; per_token [tokens, 1] fp32, the scales of such codes; w_gate and w_up [hidden,
+    inter / 2] of bytes, w_down [inter / 2, out], two rows in one; scales [groups, outputs / 2, 2] fp32 -> y_even, y_odd
+    [tokens, out / 2]. merged: gate and up are the halves of w_gate. What a variant does not have is not read.
     """
     plan = packed.plan
     element = getattr(pypto, plan.dtype)
+    given = pypto.DT_INT8 if plan.is_coded else element
 
-    if plan.merged:
-
-        @pypto.frontend.jit()
-        def swiglu_mlp_w4(
-            x: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            w_gate: pypto.Tensor([], pypto.DT_INT8),
-            s_gate: pypto.Tensor([], pypto.DT_FP32),
-            w_down: pypto.Tensor([], pypto.DT_INT8),
-            s_down: pypto.Tensor([], pypto.DT_FP32),
-            y_even: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            y_odd: pypto.Tensor([pypto.DYNAMIC, ...], element),
-        ):
-            tokens = x.shape[0]
-            ups = [unpacked(w_gate, packed.unpack)]
-            down = unpacked(w_down, packed.down_unpack)
-            s_up = [sorted_scales(s_gate, packed.groups, 2 * plan.inter)]
-            s_out = sorted_scales(s_down, packed.down_groups, plan.out)
-            for i in pypto.loop((tokens + plan.block - 1) // plan.block, name="T", idx_name="i"):
-                layer = Round(packed, Block(plan.block, i, tokens))
-                layer.store(layer.down(layer.up(x, ups, s_up), down, s_out), y_even, y_odd)
-
-    else:
-
-        @pypto.frontend.jit()
-        def swiglu_mlp_w4(
-            x: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            w_gate: pypto.Tensor([], pypto.DT_INT8),
-            s_gate: pypto.Tensor([], pypto.DT_FP32),
-            w_up: pypto.Tensor([], pypto.DT_INT8),
-            s_up: pypto.Tensor([], pypto.DT_FP32),
-            w_down: pypto.Tensor([], pypto.DT_INT8),
-            s_down: pypto.Tensor([], pypto.DT_FP32),
-            y_even: pypto.Tensor([pypto.DYNAMIC, ...], element),
-            y_odd: pypto.Tensor([pypto.DYNAMIC, ...], element),
-        ):
-            tokens = x.shape[0]
-            ups = [unpacked(w_gate, packed.unpack), unpacked(w_up, packed.unpack)]
-            down = unpacked(w_down, packed.down_unpack)
-            s_both = [sorted_scales(s_gate, packed.groups, plan.inter), sorted_scales(s_up, packed.groups, plan.inter)]
-            s_out = sorted_scales(s_down, packed.down_groups, plan.out)
-            for i in pypto.loop((tokens + plan.block - 1) // plan.block, name="T", idx_name="i"):
-                layer = Round(packed, Block(plan.block, i, tokens))
-                layer.store(layer.down(layer.up(x, ups, s_both), down, s_out), y_even, y_odd)
+    @pypto.frontend.jit()
+    def swiglu_mlp_w4(
+        x: pypto.Tensor([pypto.DYNAMIC, ...], given),
+        per_token: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_FP32),
+        w_gate: pypto.Tensor([], pypto.DT_INT8),
+        s_gate: pypto.Tensor([], pypto.DT_FP32),
+        w_up: pypto.Tensor([], pypto.DT_INT8),
+        s_up: pypto.Tensor([], pypto.DT_FP32),
+        w_down: pypto.Tensor([], pypto.DT_INT8),
+        s_down: pypto.Tensor([], pypto.DT_FP32),
+        y_even: pypto.Tensor([pypto.DYNAMIC, ...], element),
+        y_odd: pypto.Tensor([pypto.DYNAMIC, ...], element),
+    ):
+        tokens = x.shape[0]
+        ups, s_ups = widening(packed, [w_gate, w_up], [s_gate, s_up])
+        down = unpacked(w_down, packed.down_unpack)
+        s_out = sorted_scales(s_down, packed.down_groups, plan.out)
+        for i in pypto.loop((tokens + plan.block - 1) // plan.block, name="T", idx_name="i"):
+            layer = Round(packed, Block(plan.block, i, tokens))
+            layer.store(layer.down(layer.up(layer.rows(x, per_token), ups, s_ups), down, s_out), y_even, y_odd)
 
     return swiglu_mlp_w4
+
+
+def widening(packed: PackedFeedForward, weights: list[Any], scales: list[Any]) -> tuple[list[Pair], list[Any]]:
+    """Gate and up taken apart, or both in one; pypto's parser takes no comprehension in a jit body."""
+    count, outputs = (1, 2 * packed.plan.inter) if packed.plan.merged else (2, packed.plan.inter)
+    apart = [unpacked(weight, packed.unpack) for weight in weights[:count]]
+    return apart, [sorted_scales(scale, packed.groups, outputs) for scale in scales[:count]]
 
 
 def unpacked(weight: Any, tile: tuple[int, int]) -> Pair:
@@ -120,13 +107,13 @@ class Round:
         self.at = at
         self.element = getattr(pypto, packed.plan.dtype)
 
-    def up(self, x: Any, weights: list[Pair], scales: list[Any]) -> tuple[Pair, Any]:
+    def rows(self, x: Any, per_token: Any) -> Coded:
+        """As of int8 weights."""
+        return Layer(self.plan, self.at).rows(x, per_token)
+
+    def up(self, rows: Coded, weights: list[Pair], scales: list[Any]) -> tuple[Pair, Any]:
         """Even and odd columns of the activation as codes, and the scale of each token."""
-        plan, at = self.plan, self.at
-        pypto.set_vec_tile_shapes(plan.rows, plan.width)
-        scope(1)
-        codes, per_token = by_largest(at, widened(at.of(x, plan.hidden)), plan.codes)
-        scope(-1)
+        plan, at, (codes, per_token) = self.plan, self.at, rows
         pypto.set_cube_tile_shapes(*plan.wide.arguments())
         sums = [tuple(self.products(codes, half) for half in weight) for weight in weights]
         both = [self.floats(index, sums, scales, per_token) for index in (0, 1)]

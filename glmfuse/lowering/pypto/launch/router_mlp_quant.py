@@ -1,4 +1,4 @@
-"""`router_mlp_w8a8_dynamic` and `router_mlp_fp8_per_token` as PyPTO kernels."""
+"""`router_mlp_*` and `router_quant_mlp_*` in int8 and float8 as PyPTO kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glmfuse.lowering.pypto.launch.gate_topk import gate_of
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import first, router_dtypes, row_fits
 from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, weights_and_ids
-from glmfuse.lowering.pypto.launch.swiglu_mlp_quant import feed_forward_of, limits, weights_of
+from glmfuse.lowering.pypto.launch.swiglu_mlp_quant import WEIGHTS, feed_forward_of, inputs_of, limits
 from glmfuse.lowering.pypto.process import KernelRef
 from glmfuse.matching.select import Request
 
@@ -40,20 +40,23 @@ def _launch(
     topk_group: int,
     renormalize: bool,
     scale: float,
+    rows: Tensor | None = None,
+    per_token: Tensor | None = None,
 ) -> Launch:
-    plan = feed_forward_of(chip, x, w_gate, w_up, w_down)
+    plan = feed_forward_of(chip, x, rows, w_gate, w_up, w_down)
     flat = x.reshape(-1, plan.hidden)
     gate = gate_of(chip, flat, w_router, top_k, n_group, topk_group, renormalize, scale)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.router_mlp_quant:build", gate=gate, plan=plan)
-    weights = weights_of(plan, w_gate, s_gate, w_up, s_up, w_down, s_down)
-    inputs = (flat, w_router, bias.to(torch.float32).view(1, -1), *weights)
+    expert = inputs_of(plan, x, rows, per_token, (w_gate, s_gate), (w_up, s_up), (w_down, s_down))
+    inputs = (flat, w_router, bias.to(torch.float32).view(1, -1), *expert)
     outputs = (*weights_and_ids(len(flat), top_k), ((len(flat), plan.out), x.dtype))
     shape = (*x.shape[:-1], plan.out)
 
     def finish(made: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return made[0], made[1], made[2].view(shape)
 
-    return Launch(kernel, inputs, outputs, finish, frozenset({1, *range(3, 3 + len(weights), 2)}))
+    places = {1, *(len(inputs) - len(expert) + place for place in WEIGHTS)}
+    return Launch(kernel, inputs, outputs, finish, frozenset(places))
 
 
 ROUTER_MLP_QUANT = PyptoKernel(_limits, _launch)

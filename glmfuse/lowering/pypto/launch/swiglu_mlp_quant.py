@@ -1,4 +1,4 @@
-"""`swiglu_mlp_w8a8_dynamic` and `swiglu_mlp_fp8_per_token` as PyPTO kernels."""
+"""`swiglu_mlp_*` and `quant_mlp_*` in int8 and float8 as PyPTO kernels."""
 
 from __future__ import annotations
 
@@ -53,25 +53,46 @@ def _launch(
     s_up: Tensor | None,
     w_down: Tensor,
     s_down: Tensor,
+    rows: Tensor | None = None,
+    per_token: Tensor | None = None,
 ) -> Launch:
-    plan = feed_forward_of(chip, x, w_gate, w_up, w_down)
-    weights = weights_of(plan, w_gate, s_gate, w_up, s_up, w_down, s_down)
+    plan = feed_forward_of(chip, x, rows, w_gate, w_up, w_down)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.swiglu_mlp_quant:build", plan=plan)
+    inputs = inputs_of(plan, x, rows, per_token, (w_gate, s_gate), (w_up, s_up), (w_down, s_down))
     shape = (*x.shape[:-1], plan.out)
-    flat = x.reshape(-1, plan.hidden)
-    outputs = (((len(flat), plan.out), x.dtype),)
-    places = frozenset(range(1, 1 + len(weights), 2))
-    return Launch(kernel, (flat, *weights), outputs, lambda made: made[0].view(shape), places)
+    outputs = (((len(inputs[0]), plan.out), x.dtype),)
+    return Launch(kernel, inputs, outputs, lambda made: made[0].view(shape), frozenset(WEIGHTS))
 
 
-def weights_of(plan: FeedForward, *given: Tensor | None) -> tuple[Tensor, ...]:
-    """Weights as the kernel reads them, each with its scales as one row; what is not there is left out."""
-    there = [tensor for tensor in given if tensor is not None]
-    pairs = zip(there[::2], there[1::2], strict=True)
-    return tuple(part for w, s in pairs for part in (as_read(w, held=plan.held), s.view(1, -1)))
+WEIGHTS = (2, 4, 6)
+"""Places of the weights among `inputs_of`."""
 
 
-def feed_forward_of(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, w_down: Tensor) -> FeedForward:
+def inputs_of(
+    plan: FeedForward,
+    x: Tensor,
+    rows: Tensor | None,
+    per_token: Tensor | None,
+    *layers: tuple[Tensor | None, Tensor | None],
+) -> tuple[Tensor, ...]:
+    """Rows with their scales, then each weight as the kernel reads it, with its scales as one row.
+
+    The last layer stands in for what is not there.
+    """
+    w_last, s_last = layers[-1]
+    flat = (x if rows is None else rows).reshape(-1, plan.hidden)
+    held = [(w_last if w is None else w, s_last if s is None else s) for w, s in layers]
+    read = [part for w, s in held if w is not None and s is not None for part in (as_read(w, held=plan.held), _row(s))]
+    return flat, read[-1] if per_token is None else per_token.reshape(-1, 1), *read
+
+
+def _row(scales: Tensor) -> Tensor:
+    return scales.view(1, -1)
+
+
+def feed_forward_of(
+    chip: Chip, x: Tensor, rows: Tensor | None, w_gate: Tensor, w_up: Tensor | None, w_down: Tensor
+) -> FeedForward:
     """What the kernel is built for, from the arguments of the pattern."""
     hidden, (inter, out) = x.shape[-1], w_down.shape
     block = tokens_of_round(x.numel() // hidden)
@@ -84,6 +105,7 @@ def feed_forward_of(chip: Chip, x: Tensor, w_gate: Tensor, w_up: Tensor | None, 
         out=out,
         merged=w_up is None,
         held=is_held(*(w for w in (w_gate, w_up, w_down) if w is not None)),
+        is_coded=rows is not None,
         block=block,
         rows=vector_rows(chip, width, block, LIVE_ROWS, tiles=2 if block > 1 else 1),
         width=width,

@@ -1,4 +1,4 @@
-"""`swiglu_mlp_w4a8_dynamic` as a PyPTO kernel."""
+"""`swiglu_mlp_w4a8_dynamic` and `quant_mlp_w4a8_dynamic` as PyPTO kernels."""
 
 from __future__ import annotations
 
@@ -61,13 +61,16 @@ def _launch(
     s_up: Tensor | None,
     w_down: Tensor,
     s_down: Tensor,
+    rows: Tensor | None = None,
+    per_token: Tensor | None = None,
 ) -> Launch:
-    packed = _packed(chip, x, w_gate, len(s_gate), w_up, w_down, len(s_down))
+    packed = _packed(chip, x, rows, w_gate, len(s_gate), w_up, w_down, len(s_down))
     plan = packed.plan
-    flat = x.reshape(-1, plan.hidden)
-    ups = [(w_gate, s_gate)] if w_up is None or s_up is None else [(w_gate, s_gate), (w_up, s_up)]
-    weights = [part for w, s in ups for part in (_bytes(w), _scales(s))]
-    down = _bytes(w_down).view(plan.inter // 2, plan.out)
+    flat = (x if rows is None else rows).reshape(-1, plan.hidden)
+    gate = (_bytes(w_gate), _scales(s_gate))
+    up = gate if w_up is None or s_up is None else (_bytes(w_up), _scales(s_up))
+    down = (_bytes(w_down).view(plan.inter // 2, plan.out), _scales(s_down))
+    scales = s_down.view(1, -1) if per_token is None else per_token.reshape(-1, 1)
     kernel = KernelRef.of("glmfuse.lowering.pypto.kernels.swiglu_mlp_w4:build", packed=packed)
     outputs = (((len(flat), plan.out // 2), x.dtype),) * 2
     shape = (*x.shape[:-1], plan.out)
@@ -75,7 +78,7 @@ def _launch(
     def finish(made: tuple[Tensor, ...]) -> Tensor:
         return torch.stack(made, dim=-1).view(shape)
 
-    return Launch(kernel, (flat, *weights, down, _scales(s_down)), outputs, finish)
+    return Launch(kernel, (flat, scales, *gate, *up, *down), outputs, finish)
 
 
 def _bytes(w: Tensor) -> Tensor:
@@ -89,7 +92,14 @@ def _scales(scale: Tensor) -> Tensor:
 
 
 def _packed(
-    chip: Chip, x: Tensor, w_gate: Tensor, groups: int, w_up: Tensor | None, w_down: Tensor, down_groups: int
+    chip: Chip,
+    x: Tensor,
+    rows: Tensor | None,
+    w_gate: Tensor,
+    groups: int,
+    w_up: Tensor | None,
+    w_down: Tensor,
+    down_groups: int,
 ) -> PackedFeedForward:
     hidden, inter, out = x.shape[-1], w_down.shape[0], 2 * w_down.shape[1]
     block = tokens_of_round(x.numel() // hidden)
@@ -101,6 +111,7 @@ def _packed(
         out=out,
         merged=w_up is None,
         held=False,
+        is_coded=rows is not None,
         block=block,
         rows=vector_rows(chip, width, block, LIVE_ROWS, tiles=2 if block > 1 else 1),
         width=width,
