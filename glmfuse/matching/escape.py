@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 
 from glmfuse.canonicalize.schema import is_view
 from glmfuse.matching.cone import Cone, tensor_inputs
+from glmfuse.matching.size_reads import needs_no_tensor
 
 aten = torch.ops.aten
 
@@ -45,7 +46,8 @@ def footprint(cone: Cone) -> Footprint | Escape:
     """Follow every outside user back into the site; views, casts and fills may stay, other values not."""
     outputs = {node for held in cone.outputs for node in held}
     kept: set[fx.Node] = set()
-    stack = [(node, user) for node in cone.nodes - outputs for user in node.users if user not in cone.nodes]
+    users = ((node, user) for node in cone.nodes - outputs for user in node.users if user not in cone.nodes)
+    stack = [(node, user) for node, user in users if not needs_no_tensor(user)]
     while stack:
         node, user = stack.pop()
         if node in kept or node in outputs:

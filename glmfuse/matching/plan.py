@@ -13,6 +13,7 @@ from glmfuse.matching.independent import heaviest
 from glmfuse.matching.match import Mismatch
 from glmfuse.matching.order import kept_order
 from glmfuse.matching.select import Candidate
+from glmfuse.matching.size_reads import needs_no_tensor
 from glmfuse.matching.worth import worths
 from glmfuse.report.stage import Stage
 
@@ -93,7 +94,8 @@ def _edges(
     for node in graph.nodes:
         if node not in owner:
             for source in node.all_input_nodes:
-                yield owner.get(source, source), node
+                if source not in owner or not needs_no_tensor(node):
+                    yield owner.get(source, source), node
     for before, after in kept_order(graph):
         yield owner.get(before, before), owner.get(after, after)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from glmfuse.canonicalize import Term
 from glmfuse.canonicalize.schema import is_write
 from glmfuse.matching.order import kept_order
 from glmfuse.matching.select import Candidate
+from glmfuse.matching.size_reads import compute, needs_no_tensor
 
 SITE = "glmfuse_site"
 """Key in `node.meta`: the candidate that a fused op stands for."""
@@ -35,6 +36,8 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
     first_reads: list[tuple[fx.Node, fx.Node]] = []
     last_reads: list[tuple[fx.Node, fx.Node]] = []
     place = {node: index for index, node in enumerate(graph.nodes)}
+    owned = {node for candidate in sites for node in candidate.footprint.owned}
+    vanishing = owned | _lift_sizes(owned, place, keep_originals)
     replaced: dict[fx.Node, fx.Node] = {}
     fused = [_insert(graph, candidate, place, replaced) for candidate in sites]
     for node, candidate in zip(fused, sites, strict=True):
@@ -47,12 +50,22 @@ def rewrite(graph: fx.Graph, chosen: Iterable[Candidate], keep_originals: bool =
             first_reads += [(original, node) for original in candidate.site.cone.nodes]
         if is_write(node):
             last_reads += [(node, result) for result in node.meta[RESULTS]]
-    for candidate in () if keep_originals else sites:
-        _erase(graph, candidate, place)
+    for node in () if keep_originals else sorted(vanishing, key=place.__getitem__, reverse=True):
+        if not node.users:
+            graph.erase_node(node)
     if sites:
         restore_order(graph, [*order, *last_reads, *(first_reads if keep_originals else ())])
     graph.lint()
     return fused
+
+
+def _lift_sizes(owned: Collection[fx.Node], place: Mapping[fx.Node, int], keep_originals: bool) -> set[fx.Node]:
+    """Have sizes that others need read off nothing that a site replaces; what only sites need vanishes with them."""
+    reads = {user for node in owned for user in node.users if user not in owned and needs_no_tensor(user)}
+    needed = {read for read in reads if keep_originals or any(user not in owned for user in read.users)}
+    for read in sorted(needed, key=place.__getitem__):
+        compute(read)
+    return reads - needed
 
 
 def _insert(
@@ -118,12 +131,6 @@ def _is_tensor(argument: Any) -> bool:
 
 def _value(vals: list[Any]) -> Any:
     return vals[0] if len(vals) == 1 else tuple(vals)
-
-
-def _erase(graph: fx.Graph, candidate: Candidate, place: Mapping[fx.Node, int]) -> None:
-    for node in sorted(candidate.footprint.owned, key=place.__getitem__, reverse=True):
-        if not node.users:
-            graph.erase_node(node)
 
 
 def restore_order(graph: fx.Graph, kept: Iterable[tuple[fx.Node, fx.Node]] = ()) -> None:

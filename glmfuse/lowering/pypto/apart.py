@@ -22,9 +22,9 @@ from glmfuse.patterns import BY_NAME
 def launches_apart(chip: Chip, pattern: str, values: Mapping[str, Any]) -> tuple[Launch, ...]:
     """A launch for each part of the pattern function, in its order.
 
-    A part is a call of another pattern that has a kernel, or an aten operator that is no view. What does not
-    depend on the first argument, or on what is made of it, such as the cast of a weight, counts as made once. Empty where the function
-    is one operator, or calls a pattern that has no kernel.
+    A part is a call of another pattern that has a kernel, or an aten operator that is no view. What does not depend on
+    the first argument, or on those that its context makes, such as the cast of a weight, counts as made once. Empty
+    where the function is one operator, or calls a pattern that has no kernel.
     """
     context = BY_NAME[pattern].context
     calls = _Calls([next(iter(values.values())), *(values[name] for name in (context.names if context else ()))])

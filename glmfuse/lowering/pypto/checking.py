@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from glmfuse.errors import KernelError
-from glmfuse.lowering.pypto.chip import ASCEND_910B
+from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
 from glmfuse.lowering.pypto.family import Geometry, arguments, geometry
 from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel, Result, checked, interpret, request_of
 from glmfuse.lowering.pypto.process import PASSED, PASSES, Mode, run
@@ -57,11 +57,13 @@ def check(
     kernel: PyptoKernel | None = None,
     *,
     passes: bool = False,
+    chip: Chip = ASCEND_910B,
+    function: Callable[..., Any] | None = None,
 ) -> Check:
     """Compile a kernel, by default the registered one, through all passes and compare it with its pattern.
 
     shape: a name of the family, or sizes of your own. passes: interpret it after each pass, too, which takes
-    minutes at real sizes.
+    minutes at real sizes. function: what to compare it with, of the pattern's arguments, by default its function.
     """
     at, shape = (geometry(shape), shape) if isinstance(shape, str) else (shape, "given")
     values = arguments(pattern, at, tokens, dtype, seed)
@@ -72,15 +74,15 @@ def check(
         if kernel.rounds_alike
         else distance(pattern, BY_NAME[pattern].function(**values), exact)
     )
-    if (reason := refusal(ASCEND_910B, kernel, pattern, values)) is not None:
+    if (reason := refusal(chip, kernel, pattern, values)) is not None:
         return Check(pattern, shape, tokens, float("nan"), allowed, refused=reason)
-    launch = _guarded(kernel.launch(ASCEND_910B, **values))
+    launch = _guarded(kernel.launch(chip, **values))
     try:
         found = interpret(launch, Mode.COMPILE)
         wrong = _wrong_pass(launch) if passes else ""
     except KernelError as error:
         return Check(pattern, shape, tokens, float("inf"), allowed, error.reason.splitlines()[0])
-    return Check(pattern, shape, tokens, distance(pattern, found, exact), allowed, wrong)
+    return Check(pattern, shape, tokens, distance(pattern, found, exact, function), allowed, wrong)
 
 
 def _wrong_pass(launch: Launch) -> str:
@@ -109,9 +111,12 @@ def widened(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def distance(pattern: str, found: Any, values: Mapping[str, Any]) -> float:
-    """The relative L2 error of the worst output; infinite where a router chose other experts without a tie."""
-    expected = BY_NAME[pattern].function(**values)
+def distance(pattern: str, found: Any, values: Mapping[str, Any], function: Callable[..., Any] | None = None) -> float:
+    """The relative L2 error of the worst output; infinite where a router chose other experts without a tie.
+
+    function: of the pattern's arguments, by default the pattern's.
+    """
+    expected = (function or BY_NAME[pattern].function)(**values)
     ours, theirs = _tuple(found), _tuple(expected)
     routed = 0.0
     if BY_NAME[pattern].unordered:

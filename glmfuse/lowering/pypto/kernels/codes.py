@@ -41,8 +41,8 @@ def inverse_of(at: Block, largest: Any, codes: str = "DT_INT8") -> tuple[Any, An
 
 
 def to_codes(value: Any, codes: str) -> Any:
-    """The nearest code of numbers within range; CAST_RINT would make whole numbers first, of float8 too."""
-    return to_int8(value) if codes == "DT_INT8" else pypto.cast(value, getattr(pypto, codes))
+    """The nearest code, halves to the even one; at most the largest."""
+    return to_int8(value) if codes == "DT_INT8" else to_float8(value, getattr(pypto, codes))
 
 
 def to_int8(value: Any) -> Any:
@@ -50,6 +50,14 @@ def to_int8(value: Any) -> Any:
     whole = pypto.cast(value, pypto.DT_INT32, pypto.CastMode.CAST_RINT)
     half = pypto.cast(whole, pypto.DT_FP16, pypto.CastMode.CAST_ROUND)
     return pypto.cast(half, pypto.DT_INT8, pypto.CastMode.CAST_TRUNC, satmode=pypto.SaturationMode.ON)
+
+
+def to_float8(value: Any, code: Any) -> Any:
+    """The nearest float8; a product that is rounded to a little more than the largest is no infinity.
+
+    In PyPTO's interpreter every mode makes whole numbers first (docs/pypto_cost_model.md).
+    """
+    return pypto.cast(value, code, pypto.CastMode.CAST_RINT, satmode=pypto.SaturationMode.ON)
 
 
 def summed(codes: str) -> Any:
