@@ -27,7 +27,7 @@ def test_a_rotary_of_neighbours_is_refused(name: str) -> None:
 
 def test_only_float8_is_refused_at_tiny_sizes() -> None:
     assert set(KERNELS) - set(TAKEN) == set(FLOAT8)
-    assert len(FLOAT8) == 3
+    assert len(FLOAT8) == 5
 
 
 @pytest.mark.parametrize("name", FLOAT8)
@@ -47,7 +47,8 @@ def test_float8_wants_another_soc_and_says_which(name: str) -> None:
             {"offset": torch.rand(64).bfloat16()},
             r"offset .* of \(64,\); the kernel",
         ),
-        ("norm_qkv_rope_w8a8_dynamic", {"b_k": torch.rand(32)}, "dtype torch.float32 of b_k is none of torch.bfloat16"),
+        ("norm_qkv_rope_w8a8_dynamic", {"b_k": torch.rand(32).half()}, "dtype torch.float16 of b_k is none of"),
+        ("norm_qkv_rope_w8a8_dynamic", {"b_v": torch.rand(32)}, "b_v is torch.float32, b_q torch.bfloat16; the kernel"),
         ("swiglu_mlp_w8a8_dynamic", {"s_down": torch.rand(64).bfloat16()}, "dtype torch.bfloat16 of s_down is none of"),
         ("swiglu_mlp_w4a8_dynamic", {"s_gate": torch.rand(8, 32)}, "groups of 8 inputs of w_gate are no multiples"),
         ("quantize", {"divide": True}, "the kernel multiplies"),

@@ -30,7 +30,7 @@ pytestmark = [
 
 CODED = [name for name in TAKEN if "w8a8" in name or "w4a8" in name]
 WITH_ROWS = [name for name in CODED if not name.startswith("norm")]
-PARTS = {"norm": ("q", "k", "v"), "swiglu": ("gate", "up"), "router": ("gate", "up")}
+PARTS = {"norm": ("q", "k", "v"), "swiglu": ("gate", "up"), "quant": ("gate", "up"), "router": ("gate", "up")}
 ALLOWED = KERNEL_RELATIVE_L2[torch.bfloat16]
 
 

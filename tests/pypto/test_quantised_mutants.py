@@ -50,15 +50,25 @@ MUTANTS = {
     ),
     "queries normalised by the keys' weight": ("norm_qkv_rope_w8a8", "self.gain(gains[index])", "self.gain(gains[1])"),
     "gate and up exchanged": ("swiglu_mlp_w8a8_dynamic", "plan.merged else wide\n", "plan.merged else wide[::-1]\n"),
-    "the first scales for the second rows": (
+    "the scales of tokens left out": (
         "swiglu_mlp_w8a8_dynamic",
-        "codes, per_token = by_largest(at, active, plan.codes)",
-        "codes, _ = by_largest(at, active, plan.codes)",
+        "undone(sums, scale, per_token), self.element)",
+        "undone(sums, scale, None), self.element)",
+    ),
+    "the scales that rows come with left out": (
+        "quant_mlp_w8a8_dynamic",
+        "self.floats(part, scale, per_token) for",
+        "self.floats(part, scale, None) for",
     ),
     "gate and up not rounded": (
         "swiglu_mlp_w8a8_dynamic",
-        "pypto.cast(undone(part, scale, per_token), element) for",
+        "self.floats(part, scale, per_token) for",
         "undone(part, scale, per_token) for",
+    ),
+    "the codes of the sum and not of its norm": (
+        "norm_dynamic_quantize",
+        "by_largest(at, widened(norm), _CODES)",
+        "by_largest(at, widened(part), _CODES)",
     ),
     "experts chosen without their bias": (
         "router_mlp_w8a8_dynamic",

@@ -275,7 +275,7 @@ _ARGUMENTS: Mapping[str, _Arguments] = {
     "quantize": quantized,
     "dynamic_quantize": lambda at, tokens, draw: {"x": draw(tokens, at.hidden)},
     "quant_linear": quant_linear,
-    **dict.fromkeys(("norm_dynamic_quantize", "norm_fp8_quantize"), _norm_quantize),
+    "norm_dynamic_quantize": _norm_quantize,
     "swiglu_mlp_w4a8_dynamic": packed_feed_forward,
     "quant_mlp_w4a8_dynamic": _of_rows(packed_feed_forward, torch.int8),
     "norm_qkv_rope_w8a8": _coded_front(W8A8),

@@ -9,9 +9,9 @@ from glmfuse.lowering.pypto.launch.attention import ATTENTION, PAGED_ATTENTION
 from glmfuse.lowering.pypto.launch.gate_topk import GATE_TOPK
 from glmfuse.lowering.pypto.launch.launch import PyptoKernel
 from glmfuse.lowering.pypto.launch.linear import LINEAR
+from glmfuse.lowering.pypto.launch.norm_dynamic_quantize import NORM_DYNAMIC_QUANTIZE
 from glmfuse.lowering.pypto.launch.norm_qkv_rope import NORM_QKV_ROPE
 from glmfuse.lowering.pypto.launch.norm_qkv_rope_quant import NORM_QKV_ROPE_QUANT
-from glmfuse.lowering.pypto.launch.norm_quantize import NORM_DYNAMIC_QUANTIZE, NORM_FP8_QUANTIZE
 from glmfuse.lowering.pypto.launch.quant_linear import QUANT_LINEAR
 from glmfuse.lowering.pypto.launch.quantize import QUANTIZE
 from glmfuse.lowering.pypto.launch.rms_norm import ADD_RMS_NORM, RMS_NORM
@@ -43,7 +43,6 @@ KERNELS: Mapping[str, PyptoKernel] = MappingProxyType(
         "norm_qkv_rope_w8a8_dynamic": NORM_QKV_ROPE_QUANT,
         "norm_qkv_rope_fp8_per_token": NORM_QKV_ROPE_QUANT,
         "norm_dynamic_quantize": NORM_DYNAMIC_QUANTIZE,
-        "norm_fp8_quantize": NORM_FP8_QUANTIZE,
         "quant_mlp_w8a8_dynamic": SWIGLU_MLP_QUANT,
         "quant_mlp_fp8_per_token": SWIGLU_MLP_QUANT,
         "quant_mlp_w4a8_dynamic": SWIGLU_MLP_W4,

@@ -24,20 +24,13 @@ def multiplied(chip: Chip, site: Request, weight: str) -> str | None:
     w = site.tensors[weight]
     if w.dtype not in CODES:
         return f"{weight} is {w.dtype}, none of {', '.join(map(str, CODES))}"
-    if (reason := has_codes(chip, site.pattern.name, w.dtype)) is not None:
-        return reason
+    if w.dtype == torch.float8_e4m3fn and not chip.has_float8:
+        return f"{site.pattern.name} wants a SoC that multiplies float8, as Ascend950; {chip.name} has none"
     for size in w.shape:
         if (reason := fixed(f"a size of {weight}", size)) is not None:
             return reason
         if size % UNIT != 0:
             return f"{size} of {weight} is no multiple of {UNIT}"
-    return None
-
-
-def has_codes(chip: Chip, pattern: str, dtype: torch.dtype) -> str | None:
-    """Whether the chip has codes of a dtype."""
-    if dtype == torch.float8_e4m3fn and not chip.has_float8:
-        return f"{pattern} wants a SoC that multiplies float8, as Ascend950; {chip.name} has none"
     return None
 
 

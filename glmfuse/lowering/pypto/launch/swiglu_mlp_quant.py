@@ -107,7 +107,7 @@ def feed_forward_of(
         held=is_held(*(w for w in (w_gate, w_up, w_down) if w is not None)),
         is_coded=rows is not None,
         block=block,
-        rows=vector_rows(chip, width, block, LIVE_ROWS, tiles=2 if block > 1 else 1),
+        rows=vector_rows(chip, width, block, LIVE_ROWS, tiles=_row_tasks(chip, block)),
         width=width,
         mid_rows=min(MOST_ROWS, vector_rows(chip, middle, block, LIVE_MIDDLE)),
         mid_width=middle,
@@ -117,6 +117,14 @@ def feed_forward_of(
         codes=CODES[w_gate.dtype],
         dtype=DTYPES[x.dtype],
     )
+
+
+def _row_tasks(chip: Chip, block: int) -> int:
+    """Tasks that make codes of x, at least: one for each row, where there are neither few rows nor more than cores.
+
+    Beside tasks of two rows, in us: 0.6 to 2.5 less from 8 to 32 tokens, 1.3 to 1.9 more at 2, 0.5 at 128 (measured).
+    """
+    return block if 4 < block <= chip.vector_cores else min(block, 2)
 
 
 SWIGLU_MLP_QUANT = PyptoKernel(limits, _launch)

@@ -10,31 +10,31 @@ from glmfuse.lowering.pypto.kernels.codes import by_largest
 from glmfuse.lowering.pypto.kernels.rms_norm import add, normalise
 from glmfuse.lowering.pypto.kernels.vector import Block, scope, widened
 
+_CODES = "DT_INT8"
 
-def build(
-    hidden: int, block: int, rows: int, width: int, eps: float, dtype: str, codes: str, has_residual: bool
-) -> Any:
-    """The kernel of `norm_dynamic_quantize` and `norm_fp8_quantize`.
+
+def build(hidden: int, block: int, rows: int, width: int, eps: float, dtype: str, has_residual: bool) -> Any:
+    """The kernel of `norm_dynamic_quantize`.
 
     x, residual [tokens, hidden], w [1, hidden] -> codes [tokens, hidden], scales [tokens, 1] fp32, the norm, and with a
     residual the sum, both [tokens, hidden]. block: tokens of a round. rows, width: the vector tile.
     """
-    element, code = getattr(pypto, dtype), getattr(pypto, codes)
+    element = getattr(pypto, dtype)
 
     def body(at: Block, part: Any, w: Any, outputs: list[Any]) -> None:
         norm = normalise(part, at.spread(w, hidden), hidden, eps, element)
-        made, scale = by_largest(at, widened(norm), codes)
+        made, scale = by_largest(at, widened(norm), _CODES)
         for value, output in zip([made, scale, norm], outputs, strict=True):
             at.put(value, output, 0)
 
     if has_residual:
 
         @pypto.frontend.jit()
-        def norm_quantize(
+        def norm_dynamic_quantize(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             residual: pypto.Tensor([pypto.DYNAMIC, ...], element),
             w: pypto.Tensor([], element),
-            y: pypto.Tensor([pypto.DYNAMIC, ...], code),
+            y: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_INT8),
             scale: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_FP32),
             norm: pypto.Tensor([pypto.DYNAMIC, ...], element),
             total: pypto.Tensor([pypto.DYNAMIC, ...], element),
@@ -52,10 +52,10 @@ def build(
     else:
 
         @pypto.frontend.jit()
-        def norm_quantize(
+        def norm_dynamic_quantize(
             x: pypto.Tensor([pypto.DYNAMIC, ...], element),
             w: pypto.Tensor([], element),
-            y: pypto.Tensor([pypto.DYNAMIC, ...], code),
+            y: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_INT8),
             scale: pypto.Tensor([pypto.DYNAMIC, ...], pypto.DT_FP32),
             norm: pypto.Tensor([pypto.DYNAMIC, ...], element),
         ):
@@ -67,4 +67,4 @@ def build(
                 body(at, at.of(x, hidden), w, [y, scale, norm])
                 scope(-1)
 
-    return norm_quantize
+    return norm_dynamic_quantize
