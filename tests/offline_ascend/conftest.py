@@ -28,3 +28,9 @@ def out_operators_unchecked() -> Iterator[None]:
     """
     with torch._functorch.config.patch(check_custom_op_aliasing=False):
         yield
+
+
+@pytest.fixture
+def on_a_chip_with_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-ins have one device, an Ascend910B1; its references take FP8 all the same."""
+    monkeypatch.setattr("glmfuse.quantization.npu.place.soc_name", lambda: "Ascend950PR_9589")

@@ -26,8 +26,12 @@ from tests.support import quantised
 dialects.load(pytest.fail)
 
 INT = ("w8a8", "w8a8_dynamic", "w4a8_dynamic 1.0.0", "w4a8_dynamic 1.0.0 in groups", "w4a8_dynamic 0 in groups")
-LOGITS = 5e-2
-"""Rows of three layers are quantised again and again: a code that flips in one moves all that follow."""
+LOGITS = {"fp8_per_token": 0.15}
+FLIPS = 5e-2
+"""Rows of three layers are quantised again and again: a code that flips in one moves all that follow.
+
+By one step, which is 1 / 127 of a row's largest number in int8, and up to 1 / 8 of the number itself in float8.
+"""
 
 
 def pair(case: str) -> tuple[Any, Any]:
@@ -43,6 +47,15 @@ def of(model: nn.Module, *kinds: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize("case", INT)
 def test_every_layer_is_prepared_and_the_logits_are_the_cpus(case: str) -> None:
+    check_prepared(case)
+
+
+@pytest.mark.usefixtures("on_a_chip_with_fp8")
+def test_with_fp8_too_where_the_chip_says_that_it_has_it() -> None:
+    check_prepared("fp8_per_token")
+
+
+def check_prepared(case: str) -> None:
     on_cpu, on_npu = pair(case)
     assert of(on_npu, QuantizedLinear, QuantizedExperts) == 0
     assert of(on_npu, NpuLinear) == of(on_cpu, QuantizedLinear) > 0
@@ -51,19 +64,33 @@ def test_every_layer_is_prepared_and_the_logits_are_the_cpus(case: str) -> None:
     ids = huggingface.random_tokens(on_cpu, 2, 7)
     expected = on_cpu(ids, use_cache=False).logits.float()
     found = on_npu(ids.npu(), use_cache=False).logits.cpu().float()
-    assert (found - expected).norm() <= LOGITS * expected.norm()
+    assert (found - expected).norm() <= LOGITS.get(case, FLIPS) * expected.norm()
 
 
 COUNTS = {
     "w8a8": {"quantize": 6, "quant_linear": 21, "quant_grouped_mlp": 2},
+    "w8a8_dynamic": {"dynamic_quantize": 12, "quant_linear": 21, "quant_grouped_mlp": 2},
     "w4a8_dynamic 1.0.0 in groups": {"quant_linear": 12},
 }
-"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention."""
+"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention.
+
+FP8's experts are not read: they quantise four times more, twice in each layer.
+"""
 
 
 @pytest.mark.parametrize("case", COUNTS)
 @pytest.mark.slow
 def test_compiled_it_is_captured_once_and_has_the_eager_models_bits(case: str) -> None:
+    check_compiled(case, COUNTS[case])
+
+
+@pytest.mark.usefixtures("on_a_chip_with_fp8")
+@pytest.mark.slow
+def test_compiled_with_fp8_too() -> None:
+    check_compiled("fp8_per_token", {"fp8_quantize": 16, "fp8_linear": 21})
+
+
+def check_compiled(case: str, counts: dict[str, int]) -> None:
     _, model = pair(case)
     report = glmfuse.Report()
     options = {"engine": "npugraph_ex", "targets": ("reference",), "report": report}
@@ -77,7 +104,7 @@ def test_compiled_it_is_captured_once_and_has_the_eager_models_bits(case: str) -
     assert torch.equal(first, expected)
     assert torch.equal(second, expected)
     found = report.count()
-    assert {name: found[name] for name in COUNTS[case]} == COUNTS[case]
+    assert {name: found[name] for name in counts} == counts
     assert found["rms_norm"] == 13
 
 

@@ -203,12 +203,6 @@ def test_fp8_is_refused_on_a_chip_without_it() -> None:
         place(prepared, NPU, "model.layers.3.self_attn.q_proj")
 
 
-@pytest.fixture
-def on_a_chip_with_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-ins have one device, an Ascend910B1; its references take FP8 all the same."""
-    monkeypatch.setattr("glmfuse.quantization.npu.place.soc_name", lambda: "Ascend950PR_9589")
-
-
 def weights_fp8(*shape: int) -> dict[str, Tensor]:
     scale = torch.rand(*shape[:-1], 1) * 2e-3 + 1e-3
     return {"weight": (torch.randn(shape) * 100).clamp(-448, 448).to(torch.float8_e4m3fn), "weight_scale": scale}
