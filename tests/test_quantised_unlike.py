@@ -51,6 +51,17 @@ UNLIKE: dict[str, list[dict[str, Any]]] = {
         {"token_at": "groups"},
         {"along_inputs": True},
     ],
+    "weight_only_linear": [
+        {"offset_at": "after the scale"},
+        {"offset_at": "nowhere"},
+        {"taken_off": True},
+        {"side_by_side": False},
+        {"scale_at": "product"},
+        {"rounded": False},
+        {"in_half": True},
+        {"bias_at": "rounded"},
+        {"one_bias": True},
+    ],
     "quant_grouped_mlp": [
         {"again": False},
         {"weighted": "bf16"},

@@ -44,6 +44,7 @@ from glmfuse.patterns.torchao_int8_linear import torchao_int8_linear
 from glmfuse.patterns.torchao_quantize import torchao_quantize
 from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
 from glmfuse.patterns.w4_linear import w4_linear
+from glmfuse.patterns.weight_only_linear import w4_weight_only_linear, weight_only_linear
 from glmfuse.patterns.wide_norm_quantize import wide_norm_dynamic_quantize, wide_norm_quantize
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -83,6 +84,8 @@ PATTERNS: tuple[Pattern, ...] = (
     torchao_int8_linear,
     fake_quantize,
     fake_quantize_rows,
+    weight_only_linear,
+    w4_weight_only_linear,
     norm_qkv_rope_w8a8,
     *NORM_QKV_ROPE_PER_TOKEN,
     swiglu_mlp_w8a8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -126,6 +127,25 @@ def _swiglu_mlp(draw: Draw) -> Arguments:
     }
 
 
+def _weight_only(draw: Draw, in_each: int) -> Arguments:
+    """int8, or eight int4 to a word; in fp16 where the model is fp32, and with a bias of the dtype that goes with x."""
+    dtype = torch.float16 if draw.dtype == torch.float32 else draw.dtype
+    groups = draw.sizes.get("G", draw.size(2, 4))
+    tokens, inputs, width = draw.size(1, 9), groups * draw.size(1, 2, by=32), draw.size(1, 4, by=8)
+    outputs = width * in_each
+    lead = draw.pick((), (1,)) if groups == 1 else (groups,)
+    stored, most = (torch.int8, 2**7) if in_each == 1 else (torch.int32, 2**31)
+    return {
+        "x": draw.values(tokens, inputs).to(dtype),
+        "w": draw.ints(-most, most, inputs, width, dtype=stored),
+        "scale": (draw.positive(*lead, outputs) * 0.01).to(dtype),
+        **draw.unless_absent(
+            offset=draw.values(*lead, outputs, scale=5.0, wide=True).to(dtype),
+            bias=draw.values(outputs, wide=True).to(torch.float32 if dtype == torch.bfloat16 else dtype),
+        ),
+    }
+
+
 ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "quantize": _quantize,
     "dynamic_quantize": _dynamic_quantize,
@@ -136,4 +156,6 @@ ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "wide_norm_dynamic_quantize": _wide_norm_dynamic_quantize,
     "quant_grouped_mlp": _quant_grouped_mlp,
     "swiglu_mlp_w8a8_dynamic": _swiglu_mlp,
+    "weight_only_linear": partial(_weight_only, in_each=1),
+    "w4_weight_only_linear": partial(_weight_only, in_each=8),
 }

@@ -103,6 +103,35 @@ def w4_product(
     return (y + bias.float()).to(BF16)
 
 
+def widened_product(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bias: Tensor,
+    offset_at: str = "before the scale",
+    taken_off: bool = False,
+    side_by_side: bool = True,
+    scale_at: str = "weight",
+    rounded: bool = True,
+    in_half: bool = False,
+    bias_at: str = "end",
+    one_bias: bool = False,
+) -> Tensor:
+    wide = torch.float32 if not in_half else BF16
+    shape, axis = ((GROUPS, -1), 1) if side_by_side else ((-1, GROUPS), 0)
+    values, scale, offset = w.to(wide).unflatten(0, shape), scale.to(wide), offset.to(wide)
+    if offset_at == "before the scale":
+        values = values - offset.unsqueeze(axis) if taken_off else values + offset.unsqueeze(axis)
+    values = values * scale.unsqueeze(axis) if scale_at == "weight" else values
+    values = values + offset.unsqueeze(axis) if offset_at == "after the scale" else values
+    weight = values.flatten(0, 1)
+    y = torch.mm(x.float(), (weight.to(BF16) if rounded else weight).float())
+    y = y if scale_at == "weight" else y * scale[0]
+    bias = bias[:1] if one_bias else bias
+    return y.to(BF16) + bias if bias_at == "rounded" else (y + bias.float()).to(BF16)
+
+
 def experts(
     x: Tensor,
     weights: Tensor,
@@ -176,6 +205,11 @@ def drawn_w4() -> tuple[Tensor, ...]:
     return x, w, torch.rand(GROUPS, OUTPUTS), torch.rand(TOKENS), torch.randn(OUTPUTS)
 
 
+def drawn_widened() -> tuple[Tensor, ...]:
+    x, scale, offset = torch.randn(TOKENS, INPUTS), torch.rand(GROUPS, OUTPUTS), torch.randn(GROUPS, OUTPUTS)
+    return x.to(BF16), Int8.drawn(INPUTS, OUTPUTS), scale.to(BF16), offset.to(BF16), torch.randn(OUTPUTS).to(BF16)
+
+
 def drawn_experts() -> tuple[Tensor, ...]:
     ids = torch.stack([torch.randperm(5)[:3] for _ in range(TOKENS)])
     held = Int8.drawn(5, INPUTS, 16), torch.rand(5, 16) * 1e-3, Int8.drawn(5, 8, INPUTS), torch.rand(5, INPUTS) * 1e-2
@@ -193,6 +227,7 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Tensor, ...]], 
     "fp8_linear": (product, lambda: drawn_product(FP8), {}),
     "quant_linear": (product, lambda: drawn_product(torch.int8), {"wide": torch.int32}),
     "w4_linear": (w4_product, drawn_w4, {}),
+    "weight_only_linear": (widened_product, drawn_widened, {}),
     "quant_grouped_mlp": (experts, drawn_experts, {}),
     "norm_quantize": (norm_rows, drawn_norm_rows, {}),
     "norm_dynamic_quantize": (norm_rows, drawn_norm_rows, {"dynamic": True}),
