@@ -11,27 +11,18 @@ import torch
 from torch import Tensor
 
 from glmfuse.dialects.spelled import Spelled
-from glmfuse.matching.pattern import require
 from glmfuse.patterns.weight_only_linear import groups_of, w4_weight_only_linear, weight_only_linear
+
+_ALL_INPUTS = 0
+"""The size of groups where there are none."""
 
 
 def npu_weight_quant_batchmatmul(
     x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """By outputs, or by one scale; int8 and packed int4 alike."""
-    require(groups_of(scale) == 1, "one group")
-    return _product(x, w, scale, offset, bias, 0)
-
-
-def npu_weight_quant_batchmatmul_in_groups(
-    x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    """In groups, of which the operator is told how many inputs each has."""
-    require(groups_of(scale) > 1, "several groups")
-    return _product(x, w, scale, offset, bias, w.shape[0] // groups_of(scale))
-
-
-def _product(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None, size: int) -> Tensor:
+    """int8 and packed int4 alike; the operator is told how many inputs a group has."""
+    groups = groups_of(scale)
+    size = _ALL_INPUTS if groups == 1 else w.shape[0] // groups
     result: Tensor = torch.ops.npu.npu_weight_quant_batchmatmul(
         x, w, scale, offset, bias=bias, antiquant_group_size=size, inner_precise=0
     )
@@ -39,7 +30,6 @@ def _product(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, bias: T
 
 
 NPU_WEIGHT_ONLY: tuple[Spelled, ...] = tuple(
-    Spelled(made, function, ("npu::npu_weight_quant_batchmatmul",), rounds_alike=True)
+    Spelled(made, npu_weight_quant_batchmatmul, ("npu::npu_weight_quant_batchmatmul",), rounds_alike=True)
     for made in (weight_only_linear, w4_weight_only_linear)
-    for function in (npu_weight_quant_batchmatmul, npu_weight_quant_batchmatmul_in_groups)
 )
