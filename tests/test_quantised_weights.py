@@ -84,7 +84,7 @@ PLAIN: dict[str, tuple[int, Layer]] = {
     "a layer": (1, lambda x, w, s, o, b: F.linear(x, (w.to(x.dtype) * s).t(), b)),
     "widened in fp32": (1, lambda x, w, s, o, b: F.linear(x, (w.float() * s.float()).to(x.dtype).t(), b)),
     "with an offset": (1, lambda x, w, s, o, b: x @ ((w.float() + o.float()) * s.float()).to(x.dtype)),
-    "in groups": (4, lambda x, w, s, o, b: x @ _in_groups(w.to(x.dtype), s)),
+    "in groups": (4, lambda x, w, s, o, b: x @ _in_groups(w.float(), s.float()).to(x.dtype)),
     "turned first": (1, lambda x, w, s, o, b: x @ (w.t().contiguous().t().to(x.dtype) * s)),
 }
 """Plain layers of weights [in, out], with how many groups."""

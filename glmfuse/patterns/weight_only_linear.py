@@ -25,20 +25,31 @@ def groups_of(scale: Tensor) -> int:
     return 1 if scale.dim() == 1 else int(scale.shape[0])
 
 
-def _widened(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
-    """(values + offset) * scale in their own dtype, of whole groups of inputs.  values [in, out] -> alike."""
-    groups = groups_of(scale)
-    if groups == 1:
-        return (values if offset is None else values + offset) * scale
-    values = values.unflatten(0, (groups, -1))
-    values = values if offset is None else values + offset.unsqueeze(1)
-    return (values * scale.unsqueeze(1)).flatten(0, 1)
+Numbers = tuple[Tensor, Tensor, Tensor | None]
+"""Integers, scale and offset, in fp32."""
 
 
-def _weight(values: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The same in fp32, rounded once, to dtype."""
+def _in_fp32(values: Tensor, scale: Tensor, offset: Tensor | None) -> Numbers:
     wide = None if offset is None else offset.to(torch.float32)
-    return _widened(values.to(torch.float32), scale.to(torch.float32), wide).to(dtype)
+    return values.to(torch.float32), scale.to(torch.float32), wide
+
+
+def _widened(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """(values + offset) * scale, which lie alike or are spread."""
+    return (values if offset is None else values + offset) * scale
+
+
+def _in_groups(values: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
+    """The same of each group of inputs by itself.  values [in, out] -> alike."""
+    groups = groups_of(scale)
+    apart = None if offset is None else offset.view(groups, 1, -1)
+    return _widened(values.unflatten(0, (groups, -1)), scale.view(groups, 1, -1), apart).flatten(0, 1)
+
+
+def _weight(w: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """int8 weights widened in fp32, and rounded once, to dtype."""
+    widened = _widened if groups_of(scale) == 1 else _in_groups
+    return widened(*_in_fp32(w, scale, offset)).to(dtype)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,7 +75,7 @@ def weight_only_linear(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | Non
     return _product(x, _weight(w, scale, offset, x.dtype), bias)
 
 
-@pattern(dims=_INT4, cases=_CASES, dtypes={"w": torch.int32}, holds=(torch.int32,))
+@pattern(dims=_INT4, dtypes={"w": torch.int32}, holds=(torch.int32,))
 def w4_weight_only_linear(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None) -> Tensor:
     """`weight_only_linear` of int4, eight to a word.
 
@@ -73,7 +84,7 @@ def w4_weight_only_linear(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | 
     vllm-ascend 45f53ff760 has linear layers of W4A8_DYNAMIC in groups.
     """
     _in_halves(x)
-    return _product(x, _weight(unpack_words(w), scale, offset, x.dtype), bias)
+    return _product(x, _in_groups(*_in_fp32(unpack_words(w), scale, offset)).to(x.dtype), bias)
 
 
 @spelling_of(weight_only_linear)
@@ -85,10 +96,13 @@ def widened_in_fp32(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, 
 
 @spelling_of(weight_only_linear)
 def widened_in_half(x: Tensor, w: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The weight made in x's dtype too, which holds every int8; not every sum of one and an offset."""
+    """The weight made in x's dtype too, which holds every int8; not every sum of one and an offset.
+
+    Groups would make of it little more than shapes around a product, which half of any graph resembles.
+    """
     _in_halves(x)
-    require(offset is None, "no offset")
-    return F.linear(x, _widened(w.to(x.dtype), scale, None).t(), bias)
+    require(offset is None and groups_of(scale) == 1, "no offset, and no groups")
+    return F.linear(x, (w.to(x.dtype) * scale).t(), bias)
 
 
 def _constrain(made: Pattern, stored: torch.dtype, in_each: int) -> None:
