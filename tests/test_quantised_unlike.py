@@ -51,6 +51,18 @@ UNLIKE: dict[str, list[dict[str, Any]]] = {
         {"token_at": "groups"},
         {"along_inputs": True},
     ],
+    "split_w4_linear": [
+        {"high_by": 8},
+        {"low_less": 7},
+        {"leaves_as": BF16},
+        {"leaves_as": FP32},
+        {"scaled": "after it leaves"},
+        {"assist_at": "end"},
+        {"assist_at": "nowhere"},
+        {"in_order": False},
+        {"upper_bits": True},
+        {"low_first": False},
+    ],
     "weight_only_linear": [
         {"offset_at": "after the scale"},
         {"offset_at": "nowhere"},

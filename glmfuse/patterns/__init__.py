@@ -36,6 +36,8 @@ from glmfuse.patterns.rotary_embedding import rotary_embedding
 from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.router_mlp_per_token import ROUTER_MLP_PER_TOKEN
 from glmfuse.patterns.router_mlp_w8a8 import router_mlp_w8a8
+from glmfuse.patterns.split_w4_grouped_mlp import split_w4_grouped_mlp
+from glmfuse.patterns.split_w4_linear import split_w4_linear
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
 from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
@@ -86,6 +88,8 @@ PATTERNS: tuple[Pattern, ...] = (
     fake_quantize_rows,
     weight_only_linear,
     w4_weight_only_linear,
+    split_w4_linear,
+    split_w4_grouped_mlp,
     norm_qkv_rope_w8a8,
     *NORM_QKV_ROPE_PER_TOKEN,
     swiglu_mlp_w8a8,

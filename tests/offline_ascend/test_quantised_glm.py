@@ -56,9 +56,10 @@ def test_every_layer_is_prepared_and_the_logits_are_the_cpus(case: str) -> None:
 
 COUNTS = {
     "w8a8": {"quantize": 6, "quant_linear": 21, "quant_grouped_mlp": 2},
-    "w4a8_dynamic 1.0.0 in groups": {"quant_linear": 12},
+    "w4a8_dynamic 1.0.0 in groups": {"quant_linear": 12, "split_w4_linear": 9, "split_w4_grouped_mlp": 2},
 }
-"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention."""
+"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention, and int4 beside
+attention by rows: three layers of three products."""
 
 
 @pytest.mark.parametrize("case", COUNTS)
