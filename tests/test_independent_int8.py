@@ -15,10 +15,10 @@ from compressed_tensors.quantization import QuantizationStatus
 from compressed_tensors.quantization.lifecycle.initialize import initialize_module_for_quantization
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from torch import Tensor, nn
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
 from glmfuse.lowering.tolerance import INT8_STEPS_APART
-from glmfuse.patterns import dynamic_quantize, quant_linear, torchao_int8_linear, torchao_quantize
+from glmfuse.patterns import dynamic_quantize, quant_linear, torchao_int8_linear, torchao_quantize, weight_only_linear
 from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
 from tests.support.mutants import MEANS_THE_SAME, hold
 from tests.support.mutate import mutations
@@ -88,6 +88,22 @@ def test_mutants_of_torchaos_layer_are_not_mistaken() -> None:
     chosen = [each for each in every if (each.node, each.kind[:5]) != (rounded, "dtype")]
     harmless = {kind: MEANS_THE_SAME[kind] for kind in (r"extra user of .*",)}
     assert sum(1 for _ in hold(graph, random.sample(chosen, 40), harmless)) > 20
+
+
+def test_torchaos_weights_alone_are_scaled_behind_the_product() -> None:
+    """Which is no `weight_only_linear`: that one rounds each weight, this one the product twice."""
+    layer = nn.Linear(256, OUTPUTS, bias=False).to(BF16)
+    layer.weight.data *= torch.rand(OUTPUTS, 1).to(BF16) + 0.5  # so that one scale is unlike the next
+    quantize_(model := nn.Sequential(layer), Int8WeightOnlyConfig())
+    x = torch.randn(33, 256).to(BF16)
+    captured = capture(model, x)[0]
+    assert not run_stages(captured.module()).count()["weight_only_linear"]
+    theirs, weight = model(x).detach(), model[0].weight
+    ours = weight_only_linear.function(x, weight.qdata.t(), weight.scale.flatten(), None, None)
+    apart = rms(ours.double() - theirs.double()) / rms(theirs)
+    assert 0 < apart <= 4 * HALF_A_UNIT[BF16]
+    wrong = weight_only_linear.function(x, weight.qdata.t(), weight.scale.flatten().roll(1), None, None)
+    assert rms(wrong.double() - theirs.double()) / rms(theirs) > 10 * HALF_A_UNIT[BF16]
 
 
 def qdq(preset: str, inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:

@@ -10,6 +10,7 @@ from tests.support.graphs import capture, outputs_and_writes, run_stages, same_b
 from tests.support.mutants import MEANS_THE_SAME, hold
 from tests.support.mutate import mutations
 from tests.support.quantised_layer import FORMS, SCHEMES, Layer, call
+from tests.support.unlike import FAMILIES
 
 HARMLESS = {
     kind: MEANS_THE_SAME[kind]
@@ -52,3 +53,11 @@ def test_mutants_of_a_scheme_are_not_mistaken(place: int, scheme: str) -> None:
         unlike += not same_bits(expected[: len(original)], original)
     assert run >= 20
     assert unlike > run // 3
+
+
+def test_mutants_of_a_layer_with_quantised_weights_alone_are_not_mistaken() -> None:
+    function, draw, _ = FAMILIES["weight_only_linear"]
+    graph = capture(function, *draw())[0]
+    every = mutations(graph.graph_module.graph, {node.name for node in graph.graph_module.graph.nodes})
+    harmless = {kind: HARMLESS[kind] for kind in (r"extra user of .*",)}
+    assert sum(1 for _ in hold(graph, every, harmless)) > 20

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from fractions import Fraction
 
 import pytest
 import torch
 
-from glmfuse.patterns import fp8_linear, fp8_quantize, w4_linear
-from glmfuse.patterns.int4 import pack_int4, unpack_int4
+from glmfuse.lowering.tolerance import SPLIT_INT4
+from glmfuse.patterns import fp8_linear, fp8_quantize, split_w4_linear, w4_linear
+from glmfuse.patterns.int4 import pack_int4, unpack_int4, unpack_words
+from glmfuse.quantization.prepare import int4
+from glmfuse.quantization.prepare.assist import assist_bias
+from glmfuse.quantization.prepare.scale_word import wide_bits
 from tests.test_quantised import BF16, FP16, FP32, INT8, fp32
 
 FP8 = torch.float8_e4m3fn
@@ -104,6 +109,7 @@ def test_bytes_hold_two_integers_the_even_one_low() -> None:
     assert values.tolist() == expected
     assert torch.equal(pack_int4(values), packed)
     assert torch.equal(unpack_int4(packed.view(4, 64)), values.view(4, 128))
+    assert torch.equal(unpack_words(packed.view(4, 64).view(torch.int32)), values.view(4, 128))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5, 48])
@@ -141,3 +147,61 @@ def test_scales_of_groups_are_not_one_of_channels() -> None:
     assert torch.allclose(by_channel.float(), by_group.float(), rtol=1e-2, atol=1e-2)
     unlike = w4_linear.function(x, w, torch.rand(4, 8), per_token, None, BF16)
     assert not torch.allclose(by_channel.float(), unlike.float(), rtol=1e-2, atol=1e-2)
+
+
+def half_of(value: Fraction) -> Fraction:
+    """The nearest fp16 number."""
+    return Fraction(torch.tensor(float(value)).to(FP16).item())
+
+
+def split_layer(inputs: int, outputs: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """int4 weights as int8, and scales in groups, of which fp16 holds the products."""
+    return torch.randint(-8, 8, (inputs, outputs), dtype=INT8), torch.rand(groups, outputs) * 1e-2 + 1e-3
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5])
+def test_halves_of_rows_leave_as_fp16_and_are_joined(groups: int) -> None:
+    inputs, outputs = groups * 6, 8
+    rows, per_token = torch.randint(-128, 128, (3, inputs), dtype=INT8), torch.rand(3)
+    values, scale = split_layer(inputs, outputs, groups)
+    assist = torch.randn(outputs)
+    words = int4.pack_words(values), wide_bits(scale)
+    found = split_w4_linear.function(rows, *words, assist, per_token, FP16)
+    for token, output in itertools.product(range(3), range(outputs)):
+        parts = [Fraction(0), Fraction(0)]
+        for group in range(groups):
+            places = range(group * 6, group * 6 + 6)
+            numbers = [(int(rows[token, place]), int(values[place, output])) for place in places]
+            totals = (sum(x // 16 * w for x, w in numbers), sum((x % 16 - 8) * w for x, w in numbers))
+            left = (half_of(fp32(total * Fraction(scale[group, output].item()))) for total in totals)
+            parts = [fp32(part + one) for part, one in zip(parts, left, strict=True)]
+        y = fp32(fp32(16 * parts[0] + parts[1]) + Fraction(assist[output].item()))
+        exact = fp32(y * Fraction(per_token[token].item()))
+        assert found[token, output] == torch.tensor(float(exact)).to(FP16)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_with_its_own_sums_a_split_layer_is_the_whole_one(groups: int) -> None:
+    """And with others it is not, which no graph could show: so they are an argument."""
+    rows, per_token = torch.randint(-128, 128, (33, 512), dtype=INT8), torch.rand(33) * 0.1
+    values, scale = split_layer(512, 16, groups)
+    words, sums = (int4.pack_words(values), wide_bits(scale)), assist_bias(values, scale)
+    whole = w4_linear.function(rows, pack_int4(values), scale, per_token, None, FP32).double()
+
+    def apart(assist: torch.Tensor) -> float:
+        found = split_w4_linear.function(rows, *words, assist, per_token, FP32).double()
+        return ((found - whole).norm() / whole.norm()).item()
+
+    assert 1e-5 < apart(sums) < SPLIT_INT4
+    assert apart(sums * 1.5) > 10 * SPLIT_INT4
+    assert apart(torch.zeros_like(sums)) > 10 * SPLIT_INT4
+
+
+def test_a_row_of_scales_is_one_group() -> None:
+    rows, per_token, assist = torch.randint(-128, 128, (3, 24), dtype=INT8), torch.rand(3), torch.randn(8)
+    values, scale = split_layer(24, 8, 1)
+    by_rank = [
+        split_w4_linear.function(rows, int4.pack_words(values), wide_bits(held), assist, per_token, BF16)
+        for held in (scale, scale[0])
+    ]
+    assert torch.equal(*by_rank)

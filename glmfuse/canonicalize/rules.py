@@ -209,16 +209,25 @@ def matmul_as_linear(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -
     return None
 
 
-_OUTPUT_DTYPE = 6
-"""Where `npu_quant_matmul` has its output's dtype, as a number."""
-
-
 def dtype_of_number(build: Builder, args: tuple[Any, ...], val: torch.Tensor) -> Term | None:
     """npu.npu_quant_matmul(..., output_dtype=15) -> the same with torch.bfloat16; the dispatcher knows numbers alone"""
-    if not isinstance(args[_OUTPUT_DTYPE], int):
-        return None
-    full = (*args[:_OUTPUT_DTYPE], val.dtype, *args[_OUTPUT_DTYPE + 1 :])
-    return build(torch.ops.npu.npu_quant_matmul.default, full, val)
+    full = _with_dtype(args, _OUTPUT_DTYPE, val)
+    return build(torch.ops.npu.npu_quant_matmul.default, full, val) if full else None
+
+
+def dtype_of_groups_number(build: Builder, args: tuple[Any, ...], val: list[torch.Tensor]) -> Term | None:
+    """npu.npu_grouped_matmul(..., output_dtype=15) -> the same with torch.bfloat16"""
+    full = _with_dtype(args, _OUTPUT_DTYPE_OF_GROUPS, val[0])
+    return build(torch.ops.npu.npu_grouped_matmul.default, full, val) if full else None
+
+
+_OUTPUT_DTYPE = 6
+_OUTPUT_DTYPE_OF_GROUPS = 17
+"""Where the operators have their output's dtype, as a number."""
+
+
+def _with_dtype(args: tuple[Any, ...], place: int, result: torch.Tensor) -> tuple[Any, ...] | None:
+    return (*args[:place], result.dtype, *args[place + 1 :]) if isinstance(args[place], int) else None
 
 
 RULES: Mapping[Op, tuple[Rule, ...]] = {
@@ -252,6 +261,7 @@ RULES: Mapping[Op, tuple[Rule, ...]] = {
 RULES_BY_NAME: Mapping[str, tuple[Rule, ...]] = {
     "npu::_npu_dtype_cast": (convert_as_cast,),
     "npu::npu_quant_matmul": (dtype_of_number,),
+    "npu::npu_grouped_matmul": (dtype_of_groups_number,),
 }
 """Of operators that are there only where a device's library is loaded."""
 

@@ -11,12 +11,23 @@ from glmfuse.dialects.npu_norm_quant import NPU_NORM_QUANT
 from glmfuse.dialects.npu_quant import NPU_QUANT
 from glmfuse.dialects.npu_quant_experts import NPU_QUANT_EXPERTS
 from glmfuse.dialects.npu_quant_mlp import NPU_QUANT_MLP
+from glmfuse.dialects.npu_split_w4 import NPU_SPLIT_W4
+from glmfuse.dialects.npu_weight_only import NPU_WEIGHT_ONLY
 from glmfuse.dialects.spelled import Spelled
 from glmfuse.dialects.vllm_ascend import VLLM_ASCEND
 from glmfuse.errors import PatternError
 from glmfuse.matching.register import spelling_of
 
-_NPU_ALL = (*NPU, *NPU_QUANT, *NPU_NORM_QUANT, *NPU_FP8, *NPU_QUANT_EXPERTS, *NPU_QUANT_MLP)
+_NPU_ALL = (
+    *NPU,
+    *NPU_QUANT,
+    *NPU_NORM_QUANT,
+    *NPU_FP8,
+    *NPU_QUANT_EXPERTS,
+    *NPU_QUANT_MLP,
+    *NPU_WEIGHT_ONLY,
+    *NPU_SPLIT_W4,
+)
 
 DIALECTS: Mapping[str, tuple[Spelled, ...]] = MappingProxyType({"npu": _NPU_ALL, "vllm_ascend": VLLM_ASCEND})
 

@@ -3,8 +3,7 @@
 Rows are sorted by expert and quantised, multiplied in groups, activated and quantised again, multiplied, and added with
 their weights. Semantics: op-plugin 517f2e7, docs/zh/custom_APIs/torch_npu; roundings as the AscendC of Atlas A2 and A3.
 What fuses the activation keeps fp32 from the first product to the second quantisation, and takes max / 127 for a scale.
-int4 beside int8 is not here: the weights' sums that the operator is given are made of them outside of the graph, and
-no graph shows that they are theirs.
+int4 beside int8 is another formula, in `npu_split_w4`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from torch import Tensor
 from glmfuse.dialects.spelled import Spelled
 from glmfuse.patterns.quant_grouped_mlp import quant_grouped_mlp
 
+ENDS: Final = 0
 COUNTS: Final = 1
-"""Groups by how many rows they have; 0 is by where they end."""
+"""Groups by where they end, or by how many rows they have."""
 
 _QUANTISED: Final = 1
 _AS_THEY_ARE: Final = -1
@@ -83,17 +83,30 @@ def quantised_after(x: Tensor, ids: Tensor, count: int) -> Sorted:
     return Sorted(rows, scale, counts, places)
 
 
-def grouped(rows: Tensor, scale: Tensor, w: Tensor, s: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each group of rows times its expert's matrix, rounded once.  w [experts, in, out], s [experts, out]."""
+def grouped(
+    rows: Tensor,
+    scale: Tensor,
+    w: Tensor,
+    s: Tensor,
+    groups: Tensor,
+    dtype: torch.dtype,
+    assist: Tensor | None = None,
+    kind: int = COUNTS,
+) -> Tensor:
+    """Each group of rows times its expert's matrix, rounded once.  w [experts, in, out], s [experts, out].
+
+    assist [experts, out]: what a product of int8 by int4 lacks.
+    """
     result: Tensor = torch.ops.npu.npu_grouped_matmul(
         [rows],
         [w],
+        bias=None if assist is None else [assist],
         scale=[s],
         per_token_scale=[scale],
-        group_list=counts,
+        group_list=groups,
         split_item=_ONE_OUTPUT,
         group_type=_GROUPED_ROWS,
-        group_list_type=COUNTS,
+        group_list_type=kind,
         output_dtype=dtype,
     )[0]
     return result
@@ -158,9 +171,10 @@ def by_unpermute(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
 
 
 def by_finalize(rows: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Weights in fp32; places are listed token by token, as routing does."""
+    """Weights in fp32, which are taken beside bf16 alone; places are listed token by token, as routing does."""
+    shares = weights if rows.dtype != torch.float16 else weights.to(rows.dtype)
     result: Tensor = torch.ops.npu.npu_moe_finalize_routing(
-        rows, None, None, None, weights, places, None, drop_pad_mode=_BY_TOKEN
+        rows, None, None, None, shares, places, None, drop_pad_mode=_BY_TOKEN
     )
     return result
 

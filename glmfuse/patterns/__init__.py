@@ -38,6 +38,8 @@ from glmfuse.patterns.route_topk import route_topk
 from glmfuse.patterns.router_mlp_per_token import ROUTER_MLP_PER_TOKEN
 from glmfuse.patterns.router_mlp_w8a8 import router_mlp_w8a8
 from glmfuse.patterns.router_quant_mlp import ROUTER_QUANT_MLP
+from glmfuse.patterns.split_w4_grouped_mlp import split_w4_grouped_mlp
+from glmfuse.patterns.split_w4_linear import split_w4_linear
 from glmfuse.patterns.swiglu import swiglu
 from glmfuse.patterns.swiglu_mlp import swiglu_mlp
 from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
@@ -46,6 +48,7 @@ from glmfuse.patterns.torchao_int8_linear import torchao_int8_linear
 from glmfuse.patterns.torchao_quantize import torchao_quantize
 from glmfuse.patterns.w4_grouped_mlp import w4_grouped_mlp
 from glmfuse.patterns.w4_linear import w4_linear
+from glmfuse.patterns.weight_only_linear import w4_weight_only_linear, weight_only_linear
 from glmfuse.patterns.wide_norm_quantize import wide_norm_dynamic_quantize, wide_norm_quantize
 
 PATTERNS: tuple[Pattern, ...] = (
@@ -85,6 +88,10 @@ PATTERNS: tuple[Pattern, ...] = (
     torchao_int8_linear,
     fake_quantize,
     fake_quantize_rows,
+    weight_only_linear,
+    w4_weight_only_linear,
+    split_w4_linear,
+    split_w4_grouped_mlp,
     norm_qkv_rope_w8a8,
     *NORM_QKV_ROPE_PER_TOKEN,
     swiglu_mlp_w8a8,

@@ -16,18 +16,19 @@ from glmfuse.patterns.swiglu import swiglu
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Rows, and the scale of each."""
 
-Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype], Tensor]
-"""rows, per_token, weights, scales, experts, dtype -> each row times the weights of its expert, of dtype."""
+Layer = tuple[Tensor, ...]
+"""What all experts have of a layer, one behind the other: weights, scales, and what else its product takes."""
+
+Product = Callable[[Tensor, Tensor, Layer, Tensor, torch.dtype], Tensor]
+"""rows, per_token, layer, experts, dtype -> each row times the weights of its expert, of dtype."""
 
 
 def chosen_experts(
     x: Tensor,
     weights: Tensor,
     ids: Tensor,
-    w_gate_up: Tensor,
-    s_gate_up: Tensor,
-    w_down: Tensor,
-    s_down: Tensor,
+    gate_up: Layer,
+    down: Layer,
     quantize: Quantize,
     product: Product,
 ) -> Tensor:
@@ -40,8 +41,8 @@ def chosen_experts(
     experts = ids.reshape(-1)
     rows, per_token = quantize(rows_of(x))
     rows, per_token = each_choice(rows, ids), each_choice(per_token, ids)
-    hidden = swiglu(product(rows, per_token, w_gate_up, s_gate_up, experts, x.dtype), None)
-    outputs = product(*quantize(hidden), w_down, s_down, experts, x.dtype)
+    hidden = swiglu(product(rows, per_token, gate_up, experts, x.dtype), None)
+    outputs = product(*quantize(hidden), down, experts, x.dtype)
     return combined(outputs * weights.reshape(-1).unsqueeze(-1), x, ids)
 
 

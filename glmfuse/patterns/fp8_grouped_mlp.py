@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
-from glmfuse.patterns.chosen_experts import chosen_experts, products
+from glmfuse.patterns.chosen_experts import Layer, chosen_experts, products
 from glmfuse.patterns.fp8_linear import FP8
 from glmfuse.patterns.fp8_quantize import fp8_quantize
 from glmfuse.patterns.grouped_mlp import take
@@ -17,8 +17,9 @@ _DIMS = {**CHOICES, "w_gate_up": "E H 2*I", "s_gate_up": "E 2*I", "w_down": "E I
 _DTYPES = {**CHOICE_DTYPES, "w_gate_up": FP8, "w_down": FP8}
 
 
-def _product(rows: Tensor, per_token: Tensor, w: Tensor, scale: Tensor, experts: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(rows: Tensor, per_token: Tensor, layer: Layer, experts: Tensor, dtype: torch.dtype) -> Tensor:
     """As `fp8_linear` has it, by the expert of each row."""
+    w, scale = layer
     total = products(rows, w, experts, torch.float32)
     return (total * take(scale, experts) * per_token.unsqueeze(-1)).to(dtype)
 
@@ -33,7 +34,7 @@ def fp8_grouped_mlp(
     to x's dtype as `fp8_linear` is; the weighted sum is fp32, rounded once. Source: `quant_grouped_mlp`, by the
     per-token FP8 scheme of compressed-tensors 0.20.
     """
-    return chosen_experts(x, weights, ids, w_gate_up, s_gate_up, w_down, s_down, fp8_quantize, _product)
+    return chosen_experts(x, weights, ids, (w_gate_up, s_gate_up), (w_down, s_down), fp8_quantize, _product)
 
 
 @fp8_grouped_mlp.constraint

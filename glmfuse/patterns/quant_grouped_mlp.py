@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
-from glmfuse.patterns.chosen_experts import chosen_experts, products
+from glmfuse.patterns.chosen_experts import Layer, chosen_experts, products
 from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.grouped_mlp import take
 
@@ -24,8 +24,9 @@ _DIMS = {**CHOICES, "w_gate_up": "E H 2*I", "s_gate_up": "E 2*I", "w_down": "E I
 _DTYPES = {**CHOICE_DTYPES, "w_gate_up": torch.int8, "w_down": torch.int8}
 
 
-def _product(rows: Tensor, per_token: Tensor, w: Tensor, scale: Tensor, experts: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(rows: Tensor, per_token: Tensor, layer: Layer, experts: Tensor, dtype: torch.dtype) -> Tensor:
     """As `quant_linear` has it, by the expert of each row."""
+    w, scale = layer
     total = products(rows, w, experts, torch.int32).to(torch.float32)
     return (total * take(scale, experts) * per_token.unsqueeze(-1)).to(dtype)
 
@@ -42,7 +43,7 @@ def quant_grouped_mlp(
     and what an expert activates once more; each layer is rounded to x's dtype as `quant_linear` is. The weighted sum
     is fp32, rounded once. Source: the W8A8_DYNAMIC experts of vllm-ascend 182b75e.
     """
-    return chosen_experts(x, weights, ids, w_gate_up, s_gate_up, w_down, s_down, dynamic_quantize, _product)
+    return chosen_experts(x, weights, ids, (w_gate_up, s_gate_up), (w_down, s_down), dynamic_quantize, _product)
 
 
 @quant_grouped_mlp.constraint

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glmfuse.matching.pattern import require
 from glmfuse.matching.register import pattern
-from glmfuse.patterns.chosen_experts import chosen_experts
+from glmfuse.patterns.chosen_experts import Layer, chosen_experts
 from glmfuse.patterns.dynamic_quantize import dynamic_quantize
 from glmfuse.patterns.grouped_mlp import take
 from glmfuse.patterns.int4 import unpack_int4
@@ -29,8 +29,9 @@ _SIZES = (
 _DTYPES = {**CHOICE_DTYPES, "w_gate_up": torch.uint8, "w_down": torch.uint8}
 
 
-def _product(rows: Tensor, per_token: Tensor, w: Tensor, scale: Tensor, experts: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(rows: Tensor, per_token: Tensor, layer: Layer, experts: Tensor, dtype: torch.dtype) -> Tensor:
     """As `w4_linear` has it, by the expert of each row."""
+    w, scale = layer
     groups = scale.shape[1]
     weights = unpack_int4(take(w, experts)).to(torch.int32).unflatten(1, (groups, -1))
     inputs = rows.to(torch.int32).unflatten(1, (groups, 1, -1))
@@ -55,7 +56,7 @@ def w4_grouped_mlp(
     dtype as `w4_linear` is; the weighted sum is fp32, rounded once. Source: the W4A8_DYNAMIC experts of vllm-ascend
     182b75e.
     """
-    return chosen_experts(x, weights, ids, w_gate_up, s_gate_up, w_down, s_down, dynamic_quantize, _product)
+    return chosen_experts(x, weights, ids, (w_gate_up, s_gate_up), (w_down, s_down), dynamic_quantize, _product)
 
 
 @w4_grouped_mlp.constraint

@@ -45,8 +45,8 @@ def w4_linear(
     fp32, per_token [tokens] fp32, bias [out] floating -> [tokens, out] of dtype, bf16 or fp16. Each group of in /
     groups inputs has its own sum of products, which is int32, rounded to fp32 and times the group's scale; the
     groups are added in fp32, first to last. One group is a scale for each channel. Source: the W4A8 of vllm-ascend
-    182b75e, whose scales of groups and of channels are one product here; what npu_grouped_matmul rounds to fp16
-    between the two halves of a byte is the kernel's own.
+    182b75e, whose scales of groups and of channels are one product here. What npu_grouped_matmul rounds to fp16 between
+    the two halves of each row is another formula: `split_w4_linear`.
     """
     groups = scale.shape[0]
     rows = x.to(torch.int32).unflatten(-1, (groups, -1)).transpose(0, 1)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from glmfuse.quantization.prepare import int4
+from glmfuse.quantization.prepare.assist import assist_bias
+from glmfuse.quantization.prepare.scale_word import wide_bits
 from tests.offline_ascend.draw import EPS, Arguments, Draw
 
 FP8 = torch.float8_e4m3fn
@@ -90,10 +95,10 @@ def _wide_norm_dynamic_quantize(draw: Draw) -> Arguments:
     return _wide_norm(draw, torch.bfloat16 if draw.dtype == torch.float32 else draw.dtype)
 
 
-def _quant_grouped_mlp(draw: Draw) -> Arguments:
+def _quant_grouped_mlp(draw: Draw, few: int = 1, many: int = 9) -> Arguments:
     """Some experts have no rows; the model is half, and so are weights of choices that it was rounded to."""
     dtype = torch.bfloat16 if draw.dtype == torch.float32 else draw.dtype
-    batch, tokens, experts = draw.size(1, 3), draw.size(1, 9), draw.size(2, 8)
+    batch, tokens, experts = draw.size(1, 3), draw.size(few, many), draw.size(2, 8)
     hidden, width, active = draw.size(1, 3, by=32), draw.size(1, 2, by=32), draw.size(1, experts)
     scores = draw.values(batch * tokens, experts, wide=True)
     return {
@@ -126,6 +131,62 @@ def _swiglu_mlp(draw: Draw) -> Arguments:
     }
 
 
+def _weight_only(draw: Draw, in_each: int) -> Arguments:
+    """int8, or eight int4 to a word; in fp16 where the model is fp32, and with a bias of the dtype that goes with x."""
+    dtype = torch.float16 if draw.dtype == torch.float32 else draw.dtype
+    groups = draw.sizes.get("G", draw.size(1, 4))
+    tokens, inputs, width = draw.size(1, 9), groups * draw.size(1, 2, by=32), draw.size(1, 4, by=8)
+    outputs = width * in_each
+    lead = draw.pick((), (1,)) if groups == 1 else (groups,)
+    stored, most = (torch.int8, 2**7) if in_each == 1 else (torch.int32, 2**31)
+    return {
+        "x": draw.values(tokens, inputs).to(dtype),
+        "w": draw.ints(-most, most, inputs, width, dtype=stored),
+        "scale": (draw.positive(*lead, outputs) * 0.01).to(dtype),
+        **draw.unless_absent(
+            offset=draw.values(*lead, outputs, scale=5.0, wide=True).to(dtype),
+            bias=draw.values(outputs, wide=True).to(torch.float32 if dtype == torch.bfloat16 else dtype),
+        ),
+    }
+
+
+def _int4_layer(draw: Draw, inputs: int, outputs: int, *lead: int, groups: int = 1) -> tuple[Tensor, ...]:
+    """Words of int4, their scales in words, and 8 * the sums of the scaled weights, as the operator takes them."""
+    values = draw.ints(-8, 8, *lead, inputs, outputs, dtype=torch.int8)
+    scale = draw.positive(*lead, groups, outputs) * 0.2 * inputs**-0.5
+    held = scale if groups > 1 or draw.pick(True, False) else scale.squeeze(-2)
+    return int4.pack_words(values), wide_bits(held), assist_bias(values, scale)
+
+
+def _split_w4_linear(draw: Draw) -> Arguments:
+    groups, tokens = draw.sizes.get("G", draw.size(2, 4)), draw.size(1, 9)
+    inputs, outputs = groups * draw.size(1, 3, by=32), draw.size(1, 3, by=32)
+    w, scale, assist = _int4_layer(draw, inputs, outputs, groups=groups)
+    return {
+        "x": draw.ints(-128, 128, tokens, inputs, dtype=torch.int8),
+        "w": w,
+        "scale": scale,
+        "assist": assist,
+        "per_token": draw.positive(tokens) * 0.01,
+        "dtype": draw.pick(torch.bfloat16, torch.float16),
+    }
+
+
+def _split_w4_grouped_mlp(draw: Draw) -> Arguments:
+    """As the experts in int8, in as many groups as the variant says; so many rows that errors of a step have a mean."""
+    drawn = _quant_grouped_mlp(draw, few=20, many=30)
+    experts = len(drawn["w_down"])
+    groups, parts = draw.sizes.get("G", 2), draw.sizes.get("F", 2)
+    hidden, width = drawn["x"].shape[-1], drawn["w_down"].shape[1]
+    gate_up = _int4_layer(draw, hidden, 2 * width, experts, groups=groups)
+    down = _int4_layer(draw, width, hidden, experts, groups=parts)
+    layers = zip(("gate_up", "down"), (gate_up, down), strict=True)
+    return {
+        **{name: drawn[name] for name in ("x", "weights", "ids")},
+        **{f"{kind}_{name}": part for name, layer in layers for kind, part in zip("wsa", layer, strict=True)},
+    }
+
+
 ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "quantize": _quantize,
     "dynamic_quantize": _dynamic_quantize,
@@ -136,4 +197,8 @@ ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "wide_norm_dynamic_quantize": _wide_norm_dynamic_quantize,
     "quant_grouped_mlp": _quant_grouped_mlp,
     "swiglu_mlp_w8a8_dynamic": _swiglu_mlp,
+    "split_w4_linear": _split_w4_linear,
+    "split_w4_grouped_mlp": _split_w4_grouped_mlp,
+    "weight_only_linear": partial(_weight_only, in_each=1),
+    "w4_weight_only_linear": partial(_weight_only, in_each=8),
 }

@@ -37,7 +37,6 @@ def tensors() -> Tensors:
         "s2": torch.rand(EXPERTS, HIDDEN) * 1e-3,
         "smooth": torch.rand(EXPERTS, HIDDEN),
         "smooth_inner": torch.rand(EXPERTS, WIDTH),
-        "wide_bias": torch.randn(EXPERTS, 2 * WIDTH),
         "whole": torch.randint(-99, 99, (EXPERTS, 2 * WIDTH), dtype=INT32),
         "skip": torch.randn(TOKENS, HIDDEN).to(BF16),
     }
@@ -171,18 +170,4 @@ def test_a_layer_that_means_something_else_is_not_mistaken(name: str) -> None:
     module = traced(OTHER[name], tensors())
     before = calls(module)
     assert not read(module).count()[NAME]
-    assert calls(module) == before
-
-
-def test_int4_weights_of_experts_are_left_as_they_are() -> None:
-    """The sums of the weights, which the operator is given as a bias, are of tensors that the graph does not have."""
-
-    def call(t: Tensors) -> Tensor:
-        rows, _, counts, scale = sort(t)
-        packed, words = t["w1"].view(INT32)[..., : WIDTH // 4], t["s1"].view(INT32).to(torch.int64)
-        return grouped(rows, scale, packed, words[:, : 2 * WIDTH], counts, bias=[t["wide_bias"]])
-
-    module = traced(call, tensors())
-    before = calls(module)
-    assert not {name for name in run_stages(module).count() if name.startswith(("w4", "quant"))}
     assert calls(module) == before

@@ -70,11 +70,10 @@ def check_prepared(case: str) -> None:
 COUNTS = {
     "w8a8": {"quantize": 6, "quant_linear": 21, "quant_grouped_mlp": 2},
     "w8a8_dynamic": {"dynamic_quantize": 12, "quant_linear": 21, "quant_grouped_mlp": 2},
-    "w4a8_dynamic 1.0.0 in groups": {"quant_linear": 12},
+    "w4a8_dynamic 1.0.0 in groups": {"quant_linear": 12, "split_w4_linear": 9, "split_w4_grouped_mlp": 2},
 }
-"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention.
-
-FP8's experts are not read: they quantise four times more, twice in each layer.
+"""q, k and v quantise once: six of twelve. Dense and shared layers are int8 beside static attention, and int4 beside
+attention by rows: three layers of three products. FP8's experts are not read: they quantise twice more in each layer.
 """
 
 

@@ -75,12 +75,12 @@ def example(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int =
     for parameter in pattern.parameters:
         if parameter.is_tensor and parameter.name not in variant.absent:
             shape = dims_of.evaluate(parameter.sizes_without(variant.absent), values, which)
-            arguments[parameter.name] = _draw(shape, pattern.dtypes.get(parameter.name, dtype))
+            arguments[parameter.name] = _draw(parameter.name, shape, pattern.dtypes.get(parameter.name, dtype))
     return {**arguments, **example_scalars(pattern, variant, values, which)}
 
 
-def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers, int8 and bytes of all that there are.
+def _draw(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers, int8, bytes and words of int4 of all that there are; scales in words are fp32 there.
 
     Other integers are ids, lengths or positions that every size allows, in one dimension distinct.
     """
@@ -88,4 +88,8 @@ def _draw(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(shape).to(dtype)
     if dtype in (torch.int8, torch.uint8):
         return torch.randint(0, 256, shape, dtype=torch.uint8).view(dtype)
+    if dtype == torch.int32 and name.startswith("w"):
+        return torch.randint(-(2**31), 2**31, shape).to(dtype)
+    if dtype == torch.int64 and name.startswith("s"):
+        return torch.rand(shape).view(torch.int32).to(dtype)
     return (1 + torch.randperm(*shape) if len(shape) == 1 else torch.randint(1, 4, shape)).to(dtype)

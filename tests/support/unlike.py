@@ -103,6 +103,68 @@ def w4_product(
     return (y + bias.float()).to(BF16)
 
 
+def split_product(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    assist: Tensor,
+    per_token: Tensor,
+    high_by: int = 16,
+    low_less: int = 8,
+    leaves_as: torch.dtype = torch.float16,
+    scaled: str = "before it leaves",
+    assist_at: str = "sum",
+    in_order: bool = True,
+    upper_bits: bool = False,
+    low_first: bool = True,
+) -> Tensor:
+    rows, held = x.int(), w.view(torch.uint8)
+    nibbles = torch.stack([held & 15, held >> 4] if low_first else [held >> 4, held & 15], -1).flatten(-2)
+    weight = ((nibbles ^ 8).to(torch.int8) - 8).int().unflatten(0, (GROUPS, -1))
+    scales = (scale >> 32 if upper_bits else scale).int().view(FP32).unsqueeze(1)
+
+    def part(half: Tensor) -> Tensor:
+        total = torch.bmm(half.unflatten(-1, (GROUPS, -1)).transpose(0, 1), weight).float()
+        left = (total * scales if scaled == "before it leaves" else total).to(leaves_as).float()
+        left = left * scales if scaled == "after it leaves" else left
+        first = torch.zeros(GROUPS, dtype=torch.int64)
+        return torch.zeros_like(left[:1]).index_add(0, first, left)[0] if in_order else left.sum(0)
+
+    y, tokens = part(rows >> 4) * high_by + part((rows & 15) - low_less), per_token.unsqueeze(-1)
+    if assist_at == "end":
+        return (y * tokens + assist).to(BF16)
+    return ((y if assist_at == "nowhere" else y + assist) * tokens).to(BF16)
+
+
+def widened_product(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bias: Tensor,
+    offset_at: str = "before the scale",
+    taken_off: bool = False,
+    side_by_side: bool = True,
+    scale_at: str = "weight",
+    rounded: bool = True,
+    in_half: bool = False,
+    bias_at: str = "end",
+    one_bias: bool = False,
+) -> Tensor:
+    wide = torch.float32 if not in_half else BF16
+    shape, axis = ((GROUPS, -1), 1) if side_by_side else ((-1, GROUPS), 0)
+    values, scale, offset = w.to(wide).unflatten(0, shape), scale.to(wide), offset.to(wide)
+    if offset_at == "before the scale":
+        values = values - offset.unsqueeze(axis) if taken_off else values + offset.unsqueeze(axis)
+    values = values * scale.unsqueeze(axis) if scale_at == "weight" else values
+    values = values + offset.unsqueeze(axis) if offset_at == "after the scale" else values
+    weight = values.flatten(0, 1)
+    y = torch.mm(x.float(), (weight.to(BF16) if rounded else weight).float())
+    y = y if scale_at == "weight" else y * scale[0]
+    bias = bias[:1] if one_bias else bias
+    return y.to(BF16) + bias if bias_at == "rounded" else (y + bias.float()).to(BF16)
+
+
 def experts(
     x: Tensor,
     weights: Tensor,
@@ -176,6 +238,17 @@ def drawn_w4() -> tuple[Tensor, ...]:
     return x, w, torch.rand(GROUPS, OUTPUTS), torch.rand(TOKENS), torch.randn(OUTPUTS)
 
 
+def drawn_split() -> tuple[Tensor, ...]:
+    x, w = Int8.drawn(TOKENS, INPUTS), torch.randint(-(2**31), 2**31, (INPUTS, 1)).int()
+    scale = torch.rand(GROUPS, 8).view(torch.int32).long() + (1 << 40)  # the upper half is not read
+    return x, w, scale, torch.randn(8), torch.rand(TOKENS)
+
+
+def drawn_widened() -> tuple[Tensor, ...]:
+    x, scale, offset = torch.randn(TOKENS, INPUTS), torch.rand(GROUPS, OUTPUTS), torch.randn(GROUPS, OUTPUTS)
+    return x.to(BF16), Int8.drawn(INPUTS, OUTPUTS), scale.to(BF16), offset.to(BF16), torch.randn(OUTPUTS).to(BF16)
+
+
 def drawn_experts() -> tuple[Tensor, ...]:
     ids = torch.stack([torch.randperm(5)[:3] for _ in range(TOKENS)])
     held = Int8.drawn(5, INPUTS, 16), torch.rand(5, 16) * 1e-3, Int8.drawn(5, 8, INPUTS), torch.rand(5, INPUTS) * 1e-2
@@ -193,6 +266,8 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Tensor, ...]], 
     "fp8_linear": (product, lambda: drawn_product(FP8), {}),
     "quant_linear": (product, lambda: drawn_product(torch.int8), {"wide": torch.int32}),
     "w4_linear": (w4_product, drawn_w4, {}),
+    "split_w4_linear": (split_product, drawn_split, {}),
+    "weight_only_linear": (widened_product, drawn_widened, {}),
     "quant_grouped_mlp": (experts, drawn_experts, {}),
     "norm_quantize": (norm_rows, drawn_norm_rows, {}),
     "norm_dynamic_quantize": (norm_rows, drawn_norm_rows, {"dynamic": True}),

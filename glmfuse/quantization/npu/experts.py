@@ -1,10 +1,11 @@
 """Routed experts of each type: sorted by expert, multiplied in groups, and summed for each token.
 
 x [..., hidden] bf16 or fp16, weights [tokens, active] fp32, ids [tokens, active] of experts -> x's shape and dtype.
-The routing quantises int8 rows as it copies them. The calls are a spelling of `quant_grouped_mlp` in
-`dialects.npu_quant_experts`, so that a graph that has them is one of that pattern. Source: vllm-ascend 182b75e,
-ops/fused_moe of one rank. It sums by npu_moe_token_unpermute with weights in the model's dtype; here they stay fp32,
-as `grouped_mlp` has them, and npu_moe_finalize_routing takes them.
+The routing quantises int8 rows as it copies them. The calls are spellings of `quant_grouped_mlp` in
+`dialects.npu_quant_experts` and, in int4, of `split_w4_grouped_mlp` in `dialects.npu_split_w4`, so that a graph that
+has them is one of these patterns. Source: vllm-ascend 182b75e, ops/fused_moe of one rank. It sums by
+npu_moe_token_unpermute with weights in the model's dtype; here they stay fp32, as `grouped_mlp` has them, and
+npu_moe_finalize_routing takes them.
 """
 
 from __future__ import annotations

@@ -40,8 +40,9 @@ def w8a8_dynamic(x: Tensor, layer: Int8) -> Tensor:
 def w4a8_dynamic(x: Tensor, layer: Int4) -> Tensor:
     """int8 by row, times int4: a grouped product of one expert, since no other operator takes both.
 
-    The cube multiplies two halves of each row, and each leaves it as fp16: 0.2 to 0.3 percent off `w4_linear`. A bias
-    is added to the rounded result. The group's end is a fill on the device: a capture may not read the host.
+    The cube multiplies two halves of each row, and each leaves it as fp16: in a graph this is `dynamic_quantize` and
+    `split_w4_linear`, 0.02 percent off `w4_linear`. A bias is added to the rounded result. The group's end is a fill on
+    the device: a capture may not read the host.
     """
     rows, per_token = torch.ops.npu.npu_dynamic_quant(_rows(x), dst_type=torch.int8)
     end = torch.full((1,), rows.shape[0], dtype=torch.int64, device=rows.device)

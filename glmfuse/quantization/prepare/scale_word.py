@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from glmfuse.patterns.split_int4 import fp32_of
 from glmfuse.quantization.prepare.expect import shaped
 
 _FP19: Final = 0xFFFFE000
@@ -49,7 +50,7 @@ def wide_bits(scale: Tensor, layer: str = "scale") -> Tensor:
 
 def scale_of(word: Tensor) -> Tensor:
     """The fp32 scales in the lower halves of int64 words: `wide_bits` undone, and what a cut one is read as."""
-    return (word & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
+    return fp32_of(word)
 
 
 def _bits(scale: Tensor) -> Tensor:

@@ -124,8 +124,8 @@ def _eight_by_eight(x: Tensor, weight: Tensor, given: _Given, to: torch.dtype) -
 def _eight_by_four(x: Tensor, weight: Tensor, given: _Given, to: torch.dtype) -> Tensor:
     """int8 as 16 * high + (low - 8): each half's product leaves the cube as fp16, bias carries 8 * sum(W * s).
 
-    Off the exact product by 0.2 to 0.3 percent, as on a chip. With scales [groups, n] each group of inputs has a
-    product of its own; that these are added in fp32, each rounded to fp16, is assumed.
+    Off the exact product by 0.02 percent before it is rounded to the output's dtype. With scales [groups, n] each group
+    of inputs has a product of its own; that these are added in fp32, each rounded to fp16, is assumed.
     """
     scale = plain_scale(given.scale)
     scale = scale.reshape(-1, scale.shape[-1])
