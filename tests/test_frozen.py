@@ -22,7 +22,11 @@ LAYERS = 2
 
 
 def glm() -> Any:
-    return copy.deepcopy(tiny(torch.bfloat16, num_hidden_layers=LAYERS))
+    """With its router in bf16, as transformers before 5.24 has it, so that each call would cast it."""
+    model = copy.deepcopy(tiny(torch.bfloat16, num_hidden_layers=LAYERS))
+    for layer in model.model.layers[1:]:
+        layer.mlp.gate.to(torch.bfloat16)
+    return model
 
 
 def compiled(model: Any, **options: Any) -> Callable[..., Any]:

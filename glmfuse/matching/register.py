@@ -11,12 +11,10 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse.canonicalize import INPUT, Term
-from glmfuse.canonicalize.schema import is_function_of_values, is_pure
-from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
 from glmfuse.matching.context import Context
+from glmfuse.matching.declared import a_variant, check_scalars, check_traced, try_trace
 from glmfuse.matching.examples import EXAMPLE_DTYPE, example_trace, variants, variants_with
-from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import (
     NAMESPACE,
     Case,
@@ -28,8 +26,7 @@ from glmfuse.matching.pattern import (
     read_parameters,
     schema,
 )
-from glmfuse.matching.search import captured_names, search_graph
-from glmfuse.matching.traced import Traced, live_terms
+from glmfuse.matching.traced import Traced
 
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _REGISTERED: dict[str, Pattern] = {}
@@ -141,14 +138,12 @@ def _check_spelling(made: Pattern, name: str, where: str) -> None:
         raise PatternError(made.name, where, f"its spelling {name!r} takes no arguments of the pattern")
     for variant in spelled:
         _read_calls(made, variant)
-        _check_scalars(made, variant)
+        check_scalars(made, variant)
 
 
 def _define(made: Pattern) -> None:
-    traced = _try_trace(made, _variant(made, frozenset()))
-    _check_outputs(made, traced)
-    _check_updates(made, traced)
-    _check_carried(made, traced)
+    traced = try_trace(made, a_variant(made, frozenset()))
+    check_traced(made, traced)
     groups = _groups(made)
     structural = [group for group in groups if not _is_passed_on(made, traced, group)]
     passed_on = frozenset(itertools.chain(*groups)) - frozenset(itertools.chain(*structural))
@@ -159,24 +154,17 @@ def _define(made: Pattern) -> None:
             made.known.overloads[absent] = _make_op(made, absent, present, passed_on)
     for variant in variants(made):
         _read_calls(made, variant)
-        _check_scalars(made, variant)
+        check_scalars(made, variant)
 
 
 def _read_calls(made: Pattern, variant: Variant) -> None:
     """Note which patterns a variant calls, and which stand around it."""
-    traced = [_try_trace(made, variant), example_trace(made, variant, EXAMPLE_DTYPE, 0, in_context=True)]
+    traced = [try_trace(made, variant), example_trace(made, variant, EXAMPLE_DTYPE, 0, in_context=True)]
     terms = [term for each in traced for term in each.live()]
     ops = [term.op for term in terms if isinstance(term.op, OpOverload) and term.op.namespace == NAMESPACE]
     called = [_REGISTERED[op._schema.name.partition("::")[2]] for op in ops]
     made.known.calls |= frozenset(inner.name for inner in called)
     made.known.level = max([made.known.level, *(inner.level + 1 for inner in called)])
-
-
-def _variant(made: Pattern, absent: frozenset[str]) -> Variant:
-    """The first that there is without these tensors."""
-    if (found := next(variants_with(made, absent), None)) is None:
-        raise PatternError(made.name, made.where, f"its `require` refuses every call without {sorted(absent)}")
-    return found
 
 
 def _groups(made: Pattern) -> list[tuple[str, ...]]:
@@ -188,62 +176,9 @@ def _groups(made: Pattern) -> list[tuple[str, ...]]:
     return [*made.together, *singles]
 
 
-def _try_trace(made: Pattern, variant: Variant) -> Traced:
-    try:
-        traced = example_trace(made, variant, EXAMPLE_DTYPE, 0)
-        example_trace(made, variant, EXAMPLE_DTYPE, 1)
-    except PatternError:
-        raise
-    except Exception as error:
-        raise PatternError(made.name, made.where, f"tracing it ({variant}) fails: {error}") from error
-    return traced
-
-
-def _check_outputs(made: Pattern, traced: Traced) -> None:
-    outputs = traced.outputs
-    if not outputs or not all(isinstance(output, Term) for output in outputs):
-        raise PatternError(made.name, made.where, "it must return a tensor or a tuple of tensors")
-    if any(output.op is INPUT for output in outputs):
-        raise PatternError(made.name, made.where, "it returns one of its arguments; outputs are fresh tensors")
-    for term in traced.canonical.terms:
-        if term.op is not INPUT and not is_pure(term.op, term.args):
-            raise PatternError(made.name, made.where, f"{describe_op(term.op)} writes or draws at random")
-        if term.op is not INPUT and not is_function_of_values(term.op, term.args):
-            raise PatternError(made.name, made.where, f"{describe_op(term.op)} reads memory, not values")
-    for output in outputs:
-        if not any(term.op is INPUT for term in live_terms((output,))):
-            raise PatternError(made.name, made.where, "one of its outputs depends on no argument")
-    storages = [term.val.untyped_storage()._cdata for term in (*traced.inputs.values(), *dict.fromkeys(outputs))]
-    if len(set(storages)) != len(storages):
-        raise PatternError(made.name, made.where, "an output shares memory with an argument or another output")
-    live = set(traced.live())
-    if unused := [name for name, term in traced.inputs.items() if term not in live and name not in made.unread]:
-        raise PatternError(made.name, made.where, f"the result does not depend on {unused}")
-
-
-def _check_updates(made: Pattern, traced: Traced) -> None:
-    if made.updates is None:
-        return
-    updated = traced.inputs.get(made.updates)
-    if updated is None or len(traced.outputs) != 1 or Layout.of(updated.val) != Layout.of(traced.outputs[0].val):
-        problem = f"updates= names {made.updates!r}, which is no tensor argument laid out as the one output"
-        raise PatternError(made.name, made.where, problem)
-    if made.parameters[0].name != made.updates:
-        problem = f"updates= names {made.updates!r}, which must be the first argument: engines look for it there"
-        raise PatternError(made.name, made.where, problem)
-
-
-def _check_carried(made: Pattern, traced: Traced) -> None:
-    optional = {p.name for p in made.parameters if p.optional}
-    live = set(traced.live())
-    if wrong := sorted(name for name in made.carried if name not in optional or traced.inputs[name] in live):
-        problem = f"carried= names {wrong}, not optional tensors that no result depends on"
-        raise PatternError(made.name, made.where, problem)
-
-
 def _is_passed_on(made: Pattern, full: Traced, group: tuple[str, ...]) -> bool:
     """Whether leaving the group out only puts None in its place."""
-    without = _try_trace(made, _variant(made, frozenset(group)))
+    without = try_trace(made, a_variant(made, frozenset(group)))
     return len(full.outputs) == len(without.outputs) and all(
         _same_but_none(a, b, frozenset(full.inputs[name] for name in group), {})
         for a, b in zip(full.outputs, without.outputs, strict=True)
@@ -267,7 +202,7 @@ def _same_but_none(mine: Any, theirs: Any, optional: frozenset[Term], seen: dict
 
 
 def _make_op(made: Pattern, absent: frozenset[str], overload: str, passed_on: frozenset[str]) -> OpOverload:
-    traced = _try_trace(made, _variant(made, absent))
+    traced = try_trace(made, a_variant(made, absent))
     live = set(traced.live())
     arguments = [p for p in made.parameters if p.name in made.unread or _is_used(p, traced, live)]
     _LIBRARY.define(schema(made, overload, arguments, passed_on, len(traced.outputs)))
@@ -293,20 +228,3 @@ def reference_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
             return made.function(**arguments)
 
     return reference
-
-
-def _check_scalars(made: Pattern, variant: Variant) -> None:
-    graph = search_graph(made, variant, EXAMPLE_DTYPE)
-    needed = {p.name for p in made.parameters if p.kind in ("int", "float", "dtype")}
-    used = needed - _unused_scalars(made, variant)
-    if missing := used - captured_names(graph):
-        problem = f"the value of {sorted(missing)} shows as no literal of the graph ({variant}), so no site tells it"
-        raise PatternError(made.name, made.where, problem)
-
-
-def _unused_scalars(made: Pattern, variant: Variant) -> set[str]:
-    """Scalars that a flag or an absent tensor makes idle cannot be told, and need not be."""
-    if not variant.absent and all(value for _, value in variant.flags):
-        return set()
-    full = captured_names(search_graph(made, _variant(made, frozenset()), EXAMPLE_DTYPE))
-    return set(full - captured_names(search_graph(made, variant, EXAMPLE_DTYPE)))

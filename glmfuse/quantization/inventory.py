@@ -15,7 +15,8 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 class Weight:
     """A tensor of the model before it is quantised.
 
-    in_fp32: it is kept so, whatever the model's dtype. copy_of: the tensor that an MTP layer holds again.
+    in_fp32: it is kept so, whatever the model's dtype, as routers compute. copy_of: the tensor that an MTP layer holds
+    again.
     """
 
     name: str
@@ -97,7 +98,7 @@ def _attention(config: Any, prefix: str) -> Iterator[Weight]:
 
 def _experts(config: Any, prefix: str) -> Iterator[Weight]:
     width = config.moe_intermediate_size
-    yield Weight(f"{prefix}.gate.weight", (config.n_routed_experts, config.hidden_size))
+    yield Weight(f"{prefix}.gate.weight", (config.n_routed_experts, config.hidden_size), in_fp32=True)
     yield Weight(f"{prefix}.gate.e_score_correction_bias", (config.n_routed_experts,), in_fp32=True)
     for expert in range(config.n_routed_experts):
         yield from _mlp(f"{prefix}.experts.{expert}", config.hidden_size, width)
