@@ -1,8 +1,8 @@
-"""The dense feed-forward layer in int8 with an operator that undoes, activates and quantises.
+"""The feed-forward layer of int8 rows with an operator that undoes, activates and quantises.
 
 As vllm-ascend 182b75e has the shared expert: the first product is left as int32, and nothing is rounded until it is
-int8 again. Semantics: op-plugin 517f2e7, docs/zh/custom_APIs/torch_npu; vllm-ascend's own operator by its AscendC,
-csrc/moe.
+int8 again. Who made the rows is no part of it: the layer alone, or a norm for others as well. Semantics: op-plugin
+517f2e7, docs/zh/custom_APIs/torch_npu; vllm-ascend's own operator by its AscendC, csrc/moe.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from glmfuse.dialects.spelled import Spelled
 from glmfuse.matching.pattern import require
-from glmfuse.patterns.normed import rows_of
-from glmfuse.patterns.swiglu_mlp_per_token import SWIGLU_MLP_PER_TOKEN
+from glmfuse.patterns.quant_mlp import QUANT_MLP
 
 _QUANTISED_BY_ROWS = 1
 _GATED = 1
@@ -25,8 +24,16 @@ Activate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """The product in int32 [tokens, 2 * width], its scales [2 * width] and [tokens] -> int8 [tokens, width], and scales."""
 
 
-def _mlp(x: Tensor, w_gate: Tensor, s_gate: Tensor, w_down: Tensor, s_down: Tensor, activate: Activate) -> Tensor:
-    rows, per_token = torch.ops.npu.npu_dynamic_quant(rows_of(x))
+def _mlp(
+    x: Tensor,
+    rows: Tensor,
+    per_token: Tensor,
+    w_gate: Tensor,
+    s_gate: Tensor,
+    w_down: Tensor,
+    s_down: Tensor,
+    activate: Activate,
+) -> Tensor:
     total = torch.ops.npu.npu_quant_matmul(rows, w_gate, s_gate, output_dtype=torch.int32)
     hidden, inner = activate(total, s_gate, per_token)
     y = torch.ops.npu.npu_quant_matmul(hidden, w_down, s_down, pertoken_scale=inner, output_dtype=x.dtype)
@@ -34,7 +41,15 @@ def _mlp(x: Tensor, w_gate: Tensor, s_gate: Tensor, w_down: Tensor, s_down: Tens
 
 
 def npu_mlp_by_dequant_swiglu_quant(
-    x: Tensor, w_gate: Tensor, s_gate: Tensor, w_up: Tensor | None, s_up: Tensor | None, w_down: Tensor, s_down: Tensor
+    x: Tensor,
+    rows: Tensor,
+    per_token: Tensor,
+    w_gate: Tensor,
+    s_gate: Tensor,
+    w_up: Tensor | None,
+    s_up: Tensor | None,
+    w_down: Tensor,
+    s_down: Tensor,
 ) -> Tensor:
     """torch_npu's operator, which activates the right half unless it is told."""
     require(w_up is None, "one product of gate and up")
@@ -45,11 +60,19 @@ def npu_mlp_by_dequant_swiglu_quant(
         )
         return hidden, inner
 
-    return _mlp(x, w_gate, s_gate, w_down, s_down, activate)
+    return _mlp(x, rows, per_token, w_gate, s_gate, w_down, s_down, activate)
 
 
 def npu_mlp_by_dequant_swiglu_quant_of_vllm_ascend(
-    x: Tensor, w_gate: Tensor, s_gate: Tensor, w_up: Tensor | None, s_up: Tensor | None, w_down: Tensor, s_down: Tensor
+    x: Tensor,
+    rows: Tensor,
+    per_token: Tensor,
+    w_gate: Tensor,
+    s_gate: Tensor,
+    w_up: Tensor | None,
+    s_up: Tensor | None,
+    w_down: Tensor,
+    s_down: Tensor,
 ) -> Tensor:
     """vllm-ascend's operator, with no limit, a factor of 1 before the exponent, and nothing added."""
     require(w_up is None, "one product of gate and up")
@@ -68,18 +91,18 @@ def npu_mlp_by_dequant_swiglu_quant_of_vllm_ascend(
         )
         return hidden, inner
 
-    return _mlp(x, w_gate, s_gate, w_down, s_down, activate)
+    return _mlp(x, rows, per_token, w_gate, s_gate, w_down, s_down, activate)
 
 
 NPU_QUANT_MLP: tuple[Spelled, ...] = (
     Spelled(
-        SWIGLU_MLP_PER_TOKEN["w8a8_dynamic"],
+        QUANT_MLP["w8a8_dynamic"],
         npu_mlp_by_dequant_swiglu_quant,
         ("npu::npu_dequant_swiglu_quant", "npu::npu_quant_matmul"),
         requantises=True,
     ),
     Spelled(
-        SWIGLU_MLP_PER_TOKEN["w8a8_dynamic"],
+        QUANT_MLP["w8a8_dynamic"],
         npu_mlp_by_dequant_swiglu_quant_of_vllm_ascend,
         ("_C_ascend::npu_dequant_swiglu_quant", "npu::npu_quant_matmul"),
         requantises=True,

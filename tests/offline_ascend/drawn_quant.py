@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from glmfuse.patterns.dynamic_quantize import dynamic_quantize
+from glmfuse.patterns.normed import rows_of
 from glmfuse.quantization.prepare import int4
 from glmfuse.quantization.prepare.assist import assist_bias
 from glmfuse.quantization.prepare.scale_word import wide_bits
@@ -112,14 +114,18 @@ def _quant_grouped_mlp(draw: Draw, few: int = 1, many: int = 9) -> Arguments:
     }
 
 
-def _swiglu_mlp(draw: Draw) -> Arguments:
+def _quant_mlp(draw: Draw) -> Arguments:
     """Rows, or a batch of them, as the variant says; a half model."""
     dtype = torch.bfloat16 if draw.dtype == torch.float32 else draw.dtype
     lead = [draw.size(1, 9) for _ in range(draw.sizes["..."])]
     hidden, width, out = (draw.size(1, 3, by=32) for _ in range(3))
     both = width * (1 + ("w_up" in draw.absent))
+    x = draw.values(*lead, hidden).to(dtype)
+    rows, per_token = dynamic_quantize(rows_of(x))
     return {
-        "x": draw.values(*lead, hidden).to(dtype),
+        "x": x,
+        "rows": rows,
+        "per_token": per_token,
         "w_gate": draw.ints(-127, 128, hidden, both, dtype=torch.int8),
         "s_gate": draw.positive(both) * 0.01 * hidden**-0.5,
         **draw.unless_absent(
@@ -196,7 +202,7 @@ ARGUMENTS: Mapping[str, Callable[[Draw], Arguments]] = {
     "wide_norm_quantize": _wide_norm_quantize,
     "wide_norm_dynamic_quantize": _wide_norm_dynamic_quantize,
     "quant_grouped_mlp": _quant_grouped_mlp,
-    "swiglu_mlp_w8a8_dynamic": _swiglu_mlp,
+    "quant_mlp_w8a8_dynamic": _quant_mlp,
     "split_w4_linear": _split_w4_linear,
     "split_w4_grouped_mlp": _split_w4_grouped_mlp,
     "weight_only_linear": partial(_weight_only, in_each=1),

@@ -149,9 +149,10 @@ def _route_topk(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
 
 
 def _gate_topk(at: Geometry, tokens: int, draw: Draw) -> dict[str, Any]:
+    """The router in fp32, as vLLM and transformers from 5.24 on hold it."""
     return {
         "x": draw(tokens, at.hidden),
-        "w": draw(at.experts, at.hidden, scale=at.hidden**-0.5),
+        "w": draw(at.experts, at.hidden, scale=at.hidden**-0.5, wide=True),
         "bias": draw(at.experts, scale=0.1, wide=True),
         "top_k": at.top_k,
         "n_group": at.n_group,

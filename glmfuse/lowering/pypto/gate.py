@@ -12,7 +12,7 @@ class Gate:
     """What the kernel is built for.
 
     block: tokens of a round. rows, and x_rows with width: the vector tiles of scores and of the cast of x, which is
-    made where x is stored otherwise than w. cube: tile of the logits' product.
+    made where x is stored otherwise than w, of so many channels (`cast`) at a time. cube: tile of the logits' product.
     """
 
     hidden: int
@@ -26,6 +26,7 @@ class Gate:
     rows: int
     x_rows: int
     width: int
+    cast: int
     cube: CubeTile
     x_dtype: str
     w_dtype: str

@@ -48,7 +48,7 @@ class Router:
 
     A product of bf16 or fp16 operands is exact in fp32, so where both are stored alike the matrix product reads them
     as they are: the sum is the one of the pattern, which casts both first. Where w is fp32 and x is not, x is cast in
-    a stage of its own.
+    a stage of its own, in pieces: no slice of the product waits for all of x.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -58,25 +58,32 @@ class Router:
         """[size, experts] fp32: the products of slices along hidden, summed."""
         gate, cube, block, experts = self.gate, self.gate.cube, self.gate.block, self.gate.experts
         depth = gate.hidden // cube.slices
-        is_cast = gate.x_dtype != gate.w_dtype
-        left = at.of(x, gate.hidden)
-        if is_cast:
-            pypto.set_vec_tile_shapes(gate.x_rows, gate.width)
-            left = widened(left)
+        pypto.set_vec_tile_shapes(gate.x_rows, gate.width)
+        lefts = self.slices_of(at, x, depth)
         pypto.set_cube_tile_shapes(*cube.arguments())
         if cube.slices == 1:
-            return pypto.matmul(left, w, pypto.DT_FP32, b_trans=True)
+            return pypto.matmul(lefts[0], w, pypto.DT_FP32, b_trans=True)
         products = pypto.tensor([cube.slices * block, experts], pypto.DT_FP32, "products")
         for index in range(cube.slices):
-            part = at.cut(left, (index * depth, depth)) if is_cast else self.slice_of(at, x, index * depth, depth)
             right = pypto.view(w, [experts, depth], [0, index * depth])
-            pypto.assemble(pypto.matmul(part, right, pypto.DT_FP32, b_trans=True), [index * block, 0], products)
+            product = pypto.matmul(lefts[index], right, pypto.DT_FP32, b_trans=True)
+            pypto.assemble(product, [index * block, 0], products)
         stacked = pypto.reshape(products, [cube.slices, block, experts], inplace=True)
         pypto.set_vec_tile_shapes(cube.slices, gate.rows, round_up(experts, SMALLEST))
         valid = [cube.slices, *at.sizes(experts)]  # without it the last passes take the sum's rows for all
         layers = pypto.view(stacked, [cube.slices, block, experts], [0, 0, 0], valid_shape=valid)
         return at.cut(pypto.sum(layers, 0), (0, experts))
 
-    def slice_of(self, at: Block, x: Any, start: int, depth: int) -> Any:
+    def slices_of(self, at: Block, x: Any, depth: int) -> list[Any]:
+        """This round's rows as w is stored, `depth` channels each."""
+        if self.gate.x_dtype == self.gate.w_dtype:
+            return [self.channels(at, x, start, depth) for start in range(0, self.gate.hidden, depth)]
+        slices = []
+        for start in range(0, self.gate.hidden, self.gate.cast):
+            wide = widened(self.channels(at, x, start, self.gate.cast))
+            slices += [at.cut(wide, (inside, depth)) for inside in range(0, self.gate.cast, depth)]
+        return slices
+
+    def channels(self, at: Block, x: Any, start: int, count: int) -> Any:
         """Some channels of this round's rows, as they are stored."""
-        return pypto.view(x, [self.gate.block, depth], [at.start, start], valid_shape=at.sizes(depth))
+        return pypto.view(x, [self.gate.block, count], [at.start, start], valid_shape=at.sizes(count))

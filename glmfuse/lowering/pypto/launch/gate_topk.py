@@ -11,7 +11,7 @@ from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, router_dtypes, row_fits
 from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, MOST_ROWS, weights_and_ids
 from glmfuse.lowering.pypto.process import KernelRef
-from glmfuse.lowering.pypto.tiling import cube_tile, tokens_of_round, vector_rows, vector_tile
+from glmfuse.lowering.pypto.tiling import FP32, cube_tile, power_below, tokens_of_round, vector_rows, vector_tile
 from glmfuse.matching.select import Request
 
 _MOST_SLICES = 32
@@ -19,6 +19,9 @@ _MOST_SLICES = 32
 
 _LIVE_X = 2
 """Rows of x at once where it is cast: as stored and in fp32."""
+
+_FEWEST_CASTS = 4
+"""Each slice of the product waits for one of them. More cost their dispatch, fewer the wait for all of x."""
 
 
 def _limits(chip: Chip, site: Request) -> str | None:
@@ -61,7 +64,8 @@ def gate_of(
     (tokens, hidden), experts = x.shape, w.shape[0]
     block = tokens_of_round(tokens)
     cube = cube_tile(chip, block, hidden, experts, w.element_size(), slices=_MOST_SLICES)
-    x_rows, width = vector_tile(chip, hidden, block, _LIVE_X)
+    cast = _channels_of_a_cast(chip, block, hidden // cube.slices, cube.slices)
+    x_rows, width = vector_tile(chip, cast, block, _LIVE_X)
     return Gate(
         hidden=hidden,
         experts=experts,
@@ -74,10 +78,17 @@ def gate_of(
         rows=min(MOST_ROWS, vector_rows(chip, experts, block, LIVE_ROWS + cube.slices)),
         x_rows=x_rows,
         width=width,
+        cast=cast,
         cube=cube,
         x_dtype=DTYPES[x.dtype],
         w_dtype=DTYPES[w.dtype],
     )
+
+
+def _channels_of_a_cast(chip: Chip, block: int, depth: int, slices: int) -> int:
+    """Whole slices of the product: all rows of them in one task, in half of the buffer, and several tasks in all."""
+    fitting = chip.ub // 2 // (_LIVE_X * FP32 * block) // depth
+    return depth * power_below(min(fitting, slices // _FEWEST_CASTS))
 
 
 GATE_TOPK = PyptoKernel(_limits, _launch)
