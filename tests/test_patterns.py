@@ -17,7 +17,7 @@ from glmfuse.lowering.tolerance import allowed
 from glmfuse.lowering.verify import difference
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
-from glmfuse.matching.traced import live_terms, trace_pattern
+from glmfuse.matching.traced import live_terms, record_pattern, trace_pattern
 from glmfuse.patterns import PATTERNS
 from tests.support.cases import CASES, OVERLOADS, every_dtype_once, every_graph, example, in_dtypes
 from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
@@ -88,12 +88,27 @@ def test_it_finds_itself_and_changes_no_bit(pattern: Pattern, variant: Variant, 
 def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) -> None:
     """AOT, for the model, and the tracer under it, for patterns, give one spelling."""
     arguments, by_aot = captured(pattern, variant, torch.bfloat16)
+    fakes, rest = fakes_of(arguments)
+    by_tracer, _ = trace_pattern(pattern, fakes, rest, as_ops=False, function=standing(pattern, variant))
+    assert _spelling(canonicalize(by_aot.graph_module.graph).outputs) == _spelling(by_tracer.outputs)
+
+
+@pytest.mark.parametrize(("pattern", "variant"), CASES)
+def test_what_is_recorded_is_what_is_traced(pattern: Pattern, variant: Variant) -> None:
+    fakes, rest = fakes_of(example(pattern, variant, torch.bfloat16))
+    recorded = record_pattern(pattern, fakes, rest, standing(pattern, variant))
+    traced, _ = trace_pattern(pattern, fakes, rest, function=standing(pattern, variant))
+    assert _spelling(recorded.outputs) == _spelling(traced.outputs)
+    for ours, theirs in zip(recorded.live(), traced.live(), strict=True):
+        assert repr(ours.val) == repr(theirs.val)
+
+
+def fakes_of(arguments: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Fake tensors laid out as these, and the arguments that are none."""
     tensors = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
-    rest = {p.name: arguments[p.name] for p in pattern.parameters if not p.is_tensor}
     fresh = Fresh()
     fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
-    by_tracer = trace_pattern(pattern, fakes, rest, as_ops=False, function=standing(pattern, variant))
-    assert _spelling(canonicalize(by_aot.graph_module.graph).outputs) == _spelling(by_tracer.outputs)
+    return fakes, {name: value for name, value in arguments.items() if name not in tensors and value is not None}
 
 
 def _spelling(outputs: tuple[Any, ...]) -> list[str]:
@@ -145,6 +160,6 @@ def test_a_call_inside_a_trace_is_one_op() -> None:
     x = fresh.empty((3, 8), None, torch.float32, torch.device("cpu"))
     w = fresh.empty((8,), None, torch.float32, torch.device("cpu"))
     with patterns_as_ops(False):
-        inner = trace_pattern(rms_norm, {"x": x, "w": w}, {"eps": 1e-5})
+        inner, _ = trace_pattern(rms_norm, {"x": x, "w": w}, {"eps": 1e-5})
     assert len([term for term in inner.canonical.terms if term.op is not INPUT]) == 6
     assert find(inner.canonical, (rms_norm,), _TRACES).sites

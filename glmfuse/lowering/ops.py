@@ -10,7 +10,7 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse.matching.pattern import Pattern
-from glmfuse.matching.register import reference_function
+from glmfuse.matching.reference import fake_function
 
 _KEYS = ("CompositeExplicitAutograd", "PrivateUse1")
 """A kernel is the same on every device. Ascend's engines look for one that is registered for theirs, PrivateUse1."""
@@ -32,7 +32,7 @@ def make_op(
     """
     names = [argument.name for argument in reference._schema.arguments]
     function = _by_name(pattern, names, kernel)
-    fake = reference_function(pattern, names)
+    fake = fake_function(pattern, names)
     if overwrites:
         function, fake = _without_result(function), _nothing
     library = _LIBRARIES.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))

@@ -165,27 +165,27 @@ def _trace(
     fresh = Fresh(hints)
     tensors = {name: fresh.empty(at.shape, at.stride, at.dtype, at.device) for name, at in layouts.items()}
     function = pattern.function_of(variant.spelling)
-    traced = trace_pattern(pattern, tensors, scalars, function=function)
-    body = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function)
+    traced, _ = trace_pattern(pattern, tensors, scalars, function=function)
+    body, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function)
     outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
     graph = _exact(pattern, variant, traced, fresh.theirs)
     calls = _calls(_busy(body), fresh.theirs)
 
     def of(other: Callable[..., Any]) -> fx.GraphModule | str:
-        made = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
+        made, theirs = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
         layouts = [_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in made.outputs]
         if [layout.significant() for layout in layouts] != [layout.significant() for layout in outputs]:
             return f"it returns {', '.join(map(str, layouts))}"
         if unknown := set(fresh.guards()) - set(guards):
             return f"it needs to know that {', '.join(map(str, unknown))}"
-        return made.graph_module
+        return theirs
 
     guards = fresh.guards()
-    return SiteTrace(graph, outputs, tuple(tensors), body.graph_module, guards, calls, cache(of))
+    return SiteTrace(graph, outputs, tuple(tensors), module, guards, calls, cache(of))
 
 
 def _busy(traced: Traced) -> Iterable[fx.Node]:
-    *inner, output = traced.graph_module.graph.nodes
+    *inner, output = traced.canonical.graph.nodes
     return set(inner) - idle_nodes(traced.canonical, inner, output.all_input_nodes)
 
 

@@ -13,7 +13,7 @@ from glmfuse.capture import Fresh
 from glmfuse.errors import PatternError
 from glmfuse.matching import dims as dims_of
 from glmfuse.matching.pattern import OWN, ConstraintError, Pattern, Variant
-from glmfuse.matching.traced import Traced, trace_pattern
+from glmfuse.matching.traced import Traced, record_pattern
 
 EXAMPLE_DTYPE = torch.bfloat16
 """The dtype in which a pattern is traced when it is registered."""
@@ -31,19 +31,22 @@ _DTYPES = (torch.bfloat16, torch.float16)
 """Values of dtype arguments in the two traces; unlike, so that the model's dtype is not taken for one."""
 
 
-@cache
 def example_trace(
-    pattern: Pattern,
-    variant: Variant,
-    dtype: torch.dtype,
-    which: int,
-    device: str = EXAMPLE_DEVICE,
-    in_context: bool = False,
+    pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int, device: str = EXAMPLE_DEVICE
 ) -> Traced:
-    """Trace a variant on the first or second of its made-up examples.
+    """Trace a variant on the first or second of its made-up examples."""
+    return _trace(pattern, variant, dtype, which, device, in_context=False)
 
-    in_context: together with what makes some of its arguments, which are then returned behind the results.
-    """
+
+def trace_in_context(
+    pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int, device: str = EXAMPLE_DEVICE
+) -> Traced:
+    """The same together with what makes some of its arguments, which are then returned behind the results."""
+    return _trace(pattern, variant, dtype, which, device, in_context=pattern.context is not None)
+
+
+@cache
+def _trace(pattern: Pattern, variant: Variant, dtype: torch.dtype, which: int, device: str, in_context: bool) -> Traced:
     values = example_sizes(pattern, variant, which)
     fresh = Fresh()
     tensors = {
@@ -60,7 +63,7 @@ def example_trace(
     function = pattern.function_of(variant.spelling)
     if in_context and pattern.context is not None:
         function = pattern.context.around(function)
-    return trace_pattern(pattern, tensors, scalars, function=function)
+    return record_pattern(pattern, tensors, scalars, function)
 
 
 def example_sizes(pattern: Pattern, variant: Variant, which: int) -> dict[str, int]:

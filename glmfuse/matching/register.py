@@ -14,7 +14,7 @@ from glmfuse.canonicalize import INPUT, Term
 from glmfuse.errors import PatternError
 from glmfuse.matching.context import Context
 from glmfuse.matching.declared import a_variant, check_scalars, check_traced, try_trace
-from glmfuse.matching.examples import EXAMPLE_DTYPE, example_trace, variants, variants_with
+from glmfuse.matching.examples import EXAMPLE_DTYPE, trace_in_context, variants, variants_with
 from glmfuse.matching.pattern import (
     NAMESPACE,
     Case,
@@ -22,10 +22,10 @@ from glmfuse.matching.pattern import (
     Pattern,
     Variant,
     _where,
-    patterns_as_ops,
     read_parameters,
     schema,
 )
+from glmfuse.matching.reference import fake_function, reference_function
 from glmfuse.matching.traced import Traced
 
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -159,7 +159,7 @@ def _define(made: Pattern) -> None:
 
 def _read_calls(made: Pattern, variant: Variant) -> None:
     """Note which patterns a variant calls, and which stand around it."""
-    traced = [try_trace(made, variant), example_trace(made, variant, EXAMPLE_DTYPE, 0, in_context=True)]
+    traced = [try_trace(made, variant), trace_in_context(made, variant, EXAMPLE_DTYPE, 0)]
     terms = [term for each in traced for term in each.live()]
     ops = [term.op for term in terms if isinstance(term.op, OpOverload) and term.op.namespace == NAMESPACE]
     called = [_REGISTERED[op._schema.name.partition("::")[2]] for op in ops]
@@ -207,24 +207,12 @@ def _make_op(made: Pattern, absent: frozenset[str], overload: str, passed_on: fr
     arguments = [p for p in made.parameters if p.name in made.unread or _is_used(p, traced, live)]
     _LIBRARY.define(schema(made, overload, arguments, passed_on, len(traced.outputs)))
     qualified = f"{NAMESPACE}::{made.name}" + (f".{overload}" if overload else "")
-    function = reference_function(made, [p.name for p in arguments])
-    torch.library.impl(qualified, "CompositeExplicitAutograd", function, lib=_LIBRARY)
-    torch.library.register_fake(qualified, function, lib=_LIBRARY)
+    names = [p.name for p in arguments]
+    torch.library.impl(qualified, "CompositeExplicitAutograd", reference_function(made, names), lib=_LIBRARY)
+    torch.library.register_fake(qualified, fake_function(made, names), lib=_LIBRARY)
     op: OpOverload = getattr(getattr(torch.ops.glmfuse, made.name), overload or "default")
     return op
 
 
 def _is_used(parameter: Parameter, traced: Traced, live: set[Term]) -> bool:
     return not parameter.is_tensor or traced.inputs.get(parameter.name) in live
-
-
-def reference_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
-    """The pattern function as an op calls it: positional, inner patterns as their functions."""
-
-    def reference(*values: Any) -> Any:
-        arguments: dict[str, Any] = {p.name: None for p in made.parameters}
-        arguments.update(zip(names, values, strict=True))
-        with patterns_as_ops(False):
-            return made.function(**arguments)
-
-    return reference

@@ -18,7 +18,7 @@ import torch
 from glmfuse.canonicalize import INPUT, Op, Term, terms_in
 from glmfuse.canonicalize.term import describe_op
 from glmfuse.errors import PatternError
-from glmfuse.matching.examples import EXAMPLE_DEVICE, example_scalars, example_sizes, example_trace, takes
+from glmfuse.matching.examples import EXAMPLE_DEVICE, example_scalars, example_sizes, takes, trace_in_context
 from glmfuse.matching.pattern import Pattern, Variant
 from glmfuse.matching.traced import Traced
 
@@ -79,7 +79,7 @@ class SearchGraph:
 @cache
 def search_graph(pattern: Pattern, variant: Variant, dtype: torch.dtype, device: str = EXAMPLE_DEVICE) -> SearchGraph:
     """Trace twice, compare, and say of each literal what it is."""
-    first, second = (example_trace(pattern, variant, dtype, which, device, in_context=True) for which in (0, 1))
+    first, second = (trace_in_context(pattern, variant, dtype, which, device) for which in (0, 1))
     twins = _pair(pattern, first, second)
     terms = first.live()
     names = {term: name for name, term in first.inputs.items()}

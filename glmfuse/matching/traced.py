@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,39 @@ from torch import fx
 from glmfuse.canonicalize import Canonical, Term, canonicalize, terms_in
 from glmfuse.capture import trace
 from glmfuse.matching.pattern import Pattern, patterns_as_ops
+from glmfuse.matching.record import record
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """One trace of a pattern function: its graph, its terms, and which of these are arguments."""
+    """One trace of a pattern function: its terms, and which of these are arguments."""
 
-    graph_module: fx.GraphModule
     canonical: Canonical
     inputs: Mapping[str, Term]
     outputs: tuple[Term, ...]
 
+    @classmethod
+    def of(cls, graph: fx.Graph, names: Iterable[str]) -> Traced:
+        """From the aten graph; names: its arguments'."""
+        canonical = canonicalize(graph)
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        inputs = {name: canonical.term_of[node] for name, node in zip(names, placeholders, strict=True)}
+        return cls(canonical, inputs, canonical.outputs[0] if _nested(canonical) else canonical.outputs)
+
     def live(self) -> tuple[Term, ...]:
         """The terms between the arguments and the outputs, producers first."""
         return live_terms(self.outputs)
+
+
+def record_pattern(
+    pattern: Pattern,
+    tensors: Mapping[str, torch.Tensor],
+    scalars: Mapping[str, Any],
+    function: Callable[..., Any] | None = None,
+) -> Traced:
+    """The pattern's function, or another of its arguments, on fake tensors of known sizes; what it calls are ops."""
+    call, inputs = _call(pattern, tensors, scalars, True, function), tuple(tensors.values())
+    return Traced.of(record(call, inputs) or trace(call, inputs).graph, tensors)
 
 
 def trace_pattern(
@@ -34,23 +53,30 @@ def trace_pattern(
     scalars: Mapping[str, Any],
     as_ops: bool = True,
     function: Callable[..., Any] | None = None,
-) -> Traced:
-    """Trace the pattern's function, or another of its arguments, on these fake tensors.
+) -> tuple[Traced, fx.GraphModule]:
+    """The same in any sizes, as terms and as a module that can be put into a model's graph.
 
     as_ops keeps the patterns that it calls as ops.
     """
+    module = trace(_call(pattern, tensors, scalars, as_ops, function), tuple(tensors.values()))
+    return Traced.of(module.graph, tensors), module
+
+
+def _call(
+    pattern: Pattern,
+    tensors: Mapping[str, torch.Tensor],
+    scalars: Mapping[str, Any],
+    as_ops: bool,
+    function: Callable[..., Any] | None,
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    absent = {p.name: None for p in pattern.parameters if p.is_tensor and p.name not in tensors}
 
     def call(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with patterns_as_ops(as_ops):
             result = (function or pattern.function)(**absent, **dict(zip(tensors, values, strict=True)), **scalars)
         return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
-    absent = {p.name: None for p in pattern.parameters if p.is_tensor and p.name not in tensors}
-    graph_module = trace(call, tuple(tensors.values()))
-    canonical = canonicalize(graph_module.graph)
-    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    inputs = {name: canonical.term_of[node] for name, node in zip(tensors, placeholders, strict=True)}
-    return Traced(graph_module, canonical, inputs, canonical.outputs[0] if _nested(canonical) else canonical.outputs)
+    return call
 
 
 def _nested(canonical: Canonical) -> bool:

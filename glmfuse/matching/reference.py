@@ -1,0 +1,59 @@
+"""What an op of a pattern runs: the pattern function, on real tensors and on fake ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from glmfuse.matching.layout import Layout
+from glmfuse.matching.pattern import Pattern, patterns_as_ops
+
+
+def reference_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
+    """The pattern function as an op calls it: positional, inner patterns as their functions."""
+
+    def reference(*values: Any) -> Any:
+        arguments: dict[str, Any] = {p.name: None for p in made.parameters}
+        arguments.update(zip(names, values, strict=True))
+        with patterns_as_ops(False):
+            return made.function(**arguments)
+
+    return reference
+
+
+def fake_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
+    """The same on fake tensors: of arguments that lie alike, in known sizes, the function is asked only once.
+
+    Larger patterns are traced in every variant, and call this one in each.
+    """
+    reference = reference_function(made, names)
+    known: dict[Any, tuple[Layout, ...]] = {}
+
+    def fake(*values: Any) -> Any:
+        kind = tuple(_kind(value) for value in values)
+        if not all(_is_known(each) for each in kind):
+            return reference(*values)
+        if kind not in known:
+            results = reference(*values)
+            known[kind] = tuple(Layout.of(result) for result in _tuple(results))
+            return results
+        made = [torch.empty_strided(at.shape, at.stride, dtype=at.dtype, device=at.device) for at in known[kind]]
+        return made[0] if len(made) == 1 else tuple(made)
+
+    return fake
+
+
+def _tuple(results: Any) -> tuple[torch.Tensor, ...]:
+    return (results,) if isinstance(results, torch.Tensor) else tuple(results)
+
+
+def _kind(value: Any) -> Any:
+    return Layout.of(value) if isinstance(value, torch.Tensor) else (type(value), value)
+
+
+def _is_known(kind: Any) -> bool:
+    if isinstance(kind, Layout):
+        return all(isinstance(size, int) for size in (*kind.shape, *kind.stride))
+    return not isinstance(kind[1], torch.SymInt | torch.SymFloat)
