@@ -16,12 +16,12 @@ from glmfuse.left_over import left_over
 from glmfuse.lowering.inline import inline
 from glmfuse.lowering.share import share
 from glmfuse.lowering.verify import add_comparisons
-from glmfuse.matching.check import SiteTrace
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern
 from glmfuse.matching.plan import plan
 from glmfuse.matching.rewrite import rewrite
 from glmfuse.matching.select import Target, select
+from glmfuse.matching.site_trace import SiteTrace
 from glmfuse.matching.sizes import ModelSizes
 from glmfuse.options import Options
 from glmfuse.report.report import Body, GraphReport, Report

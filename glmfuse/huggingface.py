@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,12 @@ def static_cache(model: Any, batch: int, length: int) -> Any:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cache.early_initialization(batch, heads, head_dim, model.dtype, model.device)
     return cache
+
+
+def call_with(model: Any, cache: Any) -> dict[str, Any]:
+    """The keyword argument that hands a model its cache: `cache` from transformers 5.24 on."""
+    names = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def random_tokens(model: Any, batch: int, tokens: int) -> torch.Tensor:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from glmfuse import pattern, require
 from glmfuse.errors import PatternError
+from glmfuse.matching import traced
 from glmfuse.matching.examples import variants
+from glmfuse.matching.record import record
 from glmfuse.matching.register import spelling_of
 from glmfuse.matching.search import distinct_graphs
 from tests.support.graphs import capture, outputs_and_writes, run_stages, same_bits
@@ -258,3 +260,28 @@ def test_what_is_carried_is_handed_to_the_spelling_that_reads_it() -> None:
         assert sum(node.target is torch.ops.aten.lerp.Scalar for node in module.graph.nodes) == held
         ours, theirs = (outputs_and_writes(graph, captured.arguments()) for graph in (module, captured.module()))
         assert same_bits(ours, theirs)
+
+
+def test_tracing_that_was_interrupted_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glmfuse's own patterns are traced in the seconds of the first compilation."""
+
+    def function(x: Tensor, w: Tensor | None) -> Tensor:
+        """X exp(x), scaled or not."""
+        return x.exp() * x if w is None else x.exp() * x * w
+
+    monkeypatch.setattr(function, "__module__", "glmfuse.patterns.toy")
+    monkeypatch.setattr(function, "__name__", "toy_interrupted")
+    made = pattern(dims={"x": "... H", "w": "H"})(function)
+    calls = iter((None, None, KeyboardInterrupt))
+
+    def interrupted(*given: Any) -> Any:
+        if (error := next(calls, None)) is not None:
+            raise error
+        return record(*given)
+
+    monkeypatch.setattr(traced, "record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.overloads  # noqa: B018
+    assert set(made.overloads) == {frozenset(), frozenset({"w"})}
+    x = torch.randn(3, 8)
+    assert torch.equal(made.call_op({"x": x, "w": None}), function(x, None))

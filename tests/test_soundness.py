@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glmfuse import Kernel, Report, Target, pattern
+from glmfuse.matching.register import spelling_of
 from glmfuse.patterns import rms_norm, route_topk
 from tests.support.graphs import same_bits
 from tests.support.toys import TOYS
@@ -200,3 +201,59 @@ def test_grad_enabled_inside_a_model_is_told_and_keeps_the_report() -> None:
         result.sum().backward()
     assert weight.grad is not None
     assert any("without fusion" in note for note in report.graphs[0].notes)
+
+
+@pattern(dims={"x": "T H"})
+def toy_silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x).  x [tokens, hidden] -> [tokens, hidden]."""
+    return torch.sigmoid(x) * x
+
+
+@spelling_of(toy_silu)
+def toy_silu_turned(x: Tensor) -> Tensor:
+    """The same numbers, laid out by columns."""
+    return torch.nn.functional.silu(x.t().contiguous()).t()
+
+
+@pattern(dims={"x": "T H"})
+def toy_silu_of_exp(x: Tensor) -> Tensor:
+    """silu(exp(x)).  x [tokens, hidden] -> [tokens, hidden]."""
+    return toy_silu(torch.exp(x))
+
+
+READERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda y: y,
+    "packed": lambda y: y.contiguous(),
+    "flat": lambda y: y.contiguous().view(-1),
+    "strided": lambda y: torch.as_strided(y.contiguous(), (4, 4), (8, 1)),
+}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["inlined", "an op"])
+@pytest.mark.parametrize("read", READERS)
+def test_a_spelling_that_lies_otherwise_changes_no_strides(read: str, kept: bool) -> None:
+    def function(x: Tensor) -> Tensor:
+        return READERS[read](torch.nn.functional.silu(torch.exp(x).t().contiguous()).t())
+
+    mine = Target("mine", {"toy_silu_of_exp": Kernel(toy_silu_of_exp.function)})
+    x, report = torch.randn(4, 8), Report()
+    options = {"patterns": (toy_silu, toy_silu_of_exp), "only": ("toy_silu_of_exp",), "report": report}
+    found = run(function, x, targets=(mine,) if kept else ("reference",), **options)
+    assert same_bits([found], [function(x)])
+    if kept:
+        assert "its op returns torch.float32 of shape (4, 8) and strides (8, 1)" in str(report)
+    else:
+        assert report.count("chosen")["toy_silu_of_exp"] == 1
+
+
+@pattern(dims={"x": "... H"})
+def toy_widened(x: Tensor) -> Tensor:
+    """X in fp32.  x [..., hidden] -> alike."""
+    return x.to(torch.float32)
+
+
+def test_a_pattern_that_is_nothing_in_some_dtype_is_not_looked_for_there() -> None:
+    x, report = torch.randn(3, 8), Report()
+    options = {"patterns": (toy_widened,), "only": ("toy_widened",), "report": report}
+    assert torch.equal(run(torch.sin, x, **options), torch.sin(x))
+    assert not report.count()

@@ -26,17 +26,17 @@ def demo(engine: str | None, dtype: str) -> int:
         step("building a tiny GLM-4.5")
         model = huggingface.build(huggingface.make_config(huggingface.TINY), getattr(torch, dtype))
         cache = huggingface.static_cache(model, _BATCH, _CACHE)
-        model(huggingface.random_tokens(model, _BATCH, _PROMPT), past_key_values=cache)
+        model(huggingface.random_tokens(model, _BATCH, _PROMPT), **huggingface.call_with(model, cache))
         token = huggingface.random_tokens(model, _BATCH, 1)
         step("running it eagerly")
-        expected = model(token, past_key_values=copy.deepcopy(cache)).logits
+        expected = model(token, **huggingface.call_with(model, copy.deepcopy(cache))).logits
         step("compiling: Dynamo, glmfuse, engine")
         options: dict[str, Any] = {"report": report}
         if engine is not None:
             options["engine"] = engine
         compiled: Any = torch.compile(model, backend="glmfuse", options=options, fullgraph=True)
         start = time.perf_counter()
-        found = compiled(token, past_key_values=cache).logits
+        found = compiled(token, **huggingface.call_with(model, cache)).logits
         seconds = time.perf_counter() - start
         step("comparing")
     return _print(report, expected, found, seconds)

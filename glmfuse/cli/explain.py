@@ -26,6 +26,7 @@ def explain_config(config: str, layers: int | None, phase: str, tokens: int, *, 
             length = 1 if phase == "decode" else tokens
             cache = huggingface.static_cache(model, _BATCH, max(_CACHE, tokens))
             step(f"tracing {depth} layers, about half a second each")
-            report = explain(model, huggingface.random_tokens(model, _BATCH, length), past_key_values=cache)
+            ids, given = huggingface.random_tokens(model, _BATCH, length), huggingface.call_with(model, cache)
+            report = explain(model, ids, **given)
     print(json.dumps(report.to_json(), indent=1, default=str) if as_json else report)
     return 0

@@ -8,52 +8,25 @@ no guard, and a site that would need one is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import sympy
-import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from glmfuse.canonicalize import INPUT, Canonical, Term, terms_in, typed
-from glmfuse.capture import Fresh
+from glmfuse.canonicalize import Canonical, Term, typed
 from glmfuse.errors import GlmfuseError
-from glmfuse.matching.cone import Cone, cone_of, idle_nodes
-from glmfuse.matching.escape import Escape, Footprint, footprint, is_cheap
+from glmfuse.matching.cone import Cone, cone_of
+from glmfuse.matching.escape import Escape, Footprint, footprint
 from glmfuse.matching.index import Index
 from glmfuse.matching.layout import Layout
 from glmfuse.matching.match import Match, Mismatch
-from glmfuse.matching.matcher import COMMUTATIVE, match_outputs
-from glmfuse.matching.pattern import ConstraintError, Pattern, Variant, patterns_spelled
-from glmfuse.matching.search import Literal, SearchGraph, Spec
+from glmfuse.matching.matcher import match_outputs
+from glmfuse.matching.pattern import ConstraintError
+from glmfuse.matching.site_trace import SiteTrace, calls_of, trace_site
 from glmfuse.matching.sizes import ModelSizes
-from glmfuse.matching.traced import Traced, trace_pattern
 from glmfuse.report.stage import Stage
-
-Call = tuple[Any, tuple[Any, ...]]
-"""An operator that computes, and the layouts of the tensors that it reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteTrace:
-    """The pattern function traced at one kind of site.
-
-    graph: the search graph without anything free. outputs: what it returns. body: the aten graph with
-    inner patterns expanded, whose placeholders are `tensors` in order. guards: what must be known.
-    calls: the operators of the body that are not idle, with the layouts that they read. of: another
-    function of the same arguments traced there, or why it does not fit.
-    """
-
-    graph: SearchGraph
-    outputs: tuple[Layout, ...]
-    tensors: tuple[str, ...]
-    body: fx.GraphModule
-    guards: tuple[sympy.Basic, ...]
-    calls: frozenset[Call]
-    of: Callable[[Callable[..., Any]], fx.GraphModule | str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,12 +38,18 @@ class Site:
     inputs: Mapping[str, fx.Node | None]
     cone: Cone
 
+    def unlike_op(self) -> str | None:
+        """How an op of the pattern would lie otherwise than the site, which is spelled by another function."""
+        ours, theirs = ([at.significant() for at in layouts] for layouts in (self.trace.outputs, self.trace.own))
+        returned = ", ".join(map(str, self.trace.own)) or "nothing on these inputs"
+        return None if ours == theirs else f"its op returns {returned}"
+
     def unlike_calls(self) -> str | None:
         """The first operator that the pattern function calls on other layouts than the captured graph.
 
         Equal values in other strides may be summed in another order: the last bit is then not the same.
         """
-        ours = _calls(self.cone.nodes - self.cone.idle, lambda expr: expr)
+        ours = calls_of(self.cone.nodes - self.cone.idle, lambda expr: expr)
         unlike = sorted(str(op) for op, _ in self.trace.calls ^ ours)
         return unlike[0] if unlike else None
 
@@ -143,93 +122,13 @@ class Checker:
 
     def trace(self, match: Match, layouts: Mapping[str, Layout]) -> SiteTrace:
         """The pattern traced on such inputs; traced once for each kind of site."""
-        scalars = match.scalars
         hints = {symbol: self.sizes.hint(symbol) for symbol in sorted(_symbols(layouts), key=str)}
-        literals = typed(tuple(scalars.items()))
-        spelled = match.spellings()
-        kind = (match.pattern, match.variant, tuple(spelled.items()))
+        literals = typed(tuple(match.scalars.items()))
+        kind = (match.pattern, match.variant, tuple(match.spellings().items()))
         key = (*kind, tuple(layouts.items()), literals, tuple(hints.items()))
         if key not in self.traces:
-            with patterns_spelled(spelled):
-                self.traces[key] = _trace(match.pattern, match.variant, layouts, scalars, hints)
+            self.traces[key] = trace_site(match, layouts, hints)
         return self.traces[key]
-
-
-def _trace(
-    pattern: Pattern,
-    variant: Variant,
-    layouts: Mapping[str, Layout],
-    scalars: Mapping[str, Any],
-    hints: Mapping[sympy.Symbol, int],
-) -> SiteTrace:
-    fresh = Fresh(hints)
-    tensors = {name: fresh.empty(at.shape, at.stride, at.dtype, at.device) for name, at in layouts.items()}
-    function = pattern.function_of(variant.spelling)
-    traced, _ = trace_pattern(pattern, tensors, scalars, function=function)
-    body, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function)
-    outputs = tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
-    graph = _exact(pattern, variant, traced, fresh.theirs)
-    calls = _calls(_busy(body), fresh.theirs)
-
-    def of(other: Callable[..., Any]) -> fx.GraphModule | str:
-        made, theirs = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
-        layouts = [_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in made.outputs]
-        if [layout.significant() for layout in layouts] != [layout.significant() for layout in outputs]:
-            return f"it returns {', '.join(map(str, layouts))}"
-        if unknown := set(fresh.guards()) - set(guards):
-            return f"it needs to know that {', '.join(map(str, unknown))}"
-        return theirs
-
-    guards = fresh.guards()
-    return SiteTrace(graph, outputs, tuple(tensors), module, guards, calls, cache(of))
-
-
-def _busy(traced: Traced) -> Iterable[fx.Node]:
-    *inner, output = traced.canonical.graph.nodes
-    return set(inner) - idle_nodes(traced.canonical, inner, output.all_input_nodes)
-
-
-def _calls(nodes: Iterable[fx.Node], theirs: Callable[[Any], Any]) -> frozenset[Call]:
-    def layouts(node: fx.Node) -> tuple[Any, ...]:
-        read = [_in_model_symbols(Layout.of(val), theirs).significant() for val in _tensors_read(node)]
-        return tuple(sorted(read, key=repr) if node.target in COMMUTATIVE else read)
-
-    return frozenset(
-        (node.target, layouts(node))
-        for node in nodes
-        if node.op == "call_function" and isinstance(node.target, OpOverload) and not is_cheap(node)
-        if not isinstance(node.meta.get("val"), torch.SymInt)
-    )
-
-
-def _tensors_read(node: fx.Node) -> list[torch.Tensor]:
-    vals = [source.meta.get("val") for source in node.all_input_nodes]
-    return [val for val in vals if isinstance(val, torch.Tensor)]
-
-
-def _exact(pattern: Pattern, variant: Variant, traced: Traced, theirs: Callable[[Any], Any]) -> SearchGraph:
-    inner = tuple(term for term in traced.live() if term.op is not INPUT)
-    specs = {term: tuple(_literal(arg, theirs) for arg in term.args) for term in inner}
-    names = {term: name for name, term in traced.inputs.items()}
-    return SearchGraph(pattern, variant, traced.inputs, names, inner, traced.outputs, specs)
-
-
-def _literal(arg: Any, theirs: Callable[[Any], Any]) -> Spec:
-    if isinstance(arg, Term):
-        return arg
-    if isinstance(arg, tuple) and any(True for _ in terms_in(arg)):
-        return tuple(_literal(item, theirs) for item in arg)
-    return Literal(_translate(arg, theirs))
-
-
-def _translate(value: Any, theirs: Callable[[Any], Any]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_translate(item, theirs) for item in value)
-    return theirs(value) if isinstance(value, sympy.Expr) else value
-
-
-def _in_model_symbols(layout: Layout, theirs: Callable[[Any], Any]) -> Layout:
-    return Layout(_translate(layout.shape, theirs), _translate(layout.stride, theirs), layout.dtype, layout.device)
 
 
 def _symbols(layouts: Mapping[str, Layout]) -> set[sympy.Symbol]:

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from glmfuse.canonicalize import INPUT, Canonical, Op, Term, terms_in
 from glmfuse.capture import device_of
-from glmfuse.matching.check import Checker, Site, SiteTrace
+from glmfuse.matching.check import Checker, Site
 from glmfuse.matching.escape import is_cheap
 from glmfuse.matching.examples import variants
 from glmfuse.matching.index import Definition, Index
@@ -19,6 +19,7 @@ from glmfuse.matching.match import Mismatch
 from glmfuse.matching.matcher import match_at
 from glmfuse.matching.pattern import NAMESPACE, Pattern
 from glmfuse.matching.search import SearchGraph, distinct_graphs
+from glmfuse.matching.site_trace import SiteTrace
 from glmfuse.matching.sizes import NO_SIZES, ModelSizes
 from glmfuse.matching.traced import live_terms
 
@@ -71,8 +72,8 @@ def _find_pattern(pattern: Pattern, index: Index, checker: Checker, kinds: Kinds
     sites: dict[Any, Site] = {}
     refused: dict[Any, Mismatch] = {}
     for graph in _graphs(pattern, kinds):
-        if any(not index.occurrences(op) for op in graph.ops):
-            continue
+        if not graph.terms or any(not index.occurrences(op) for op in graph.ops):
+            continue  # without operators it is an argument, as the cast of a tensor that has the dtype
         for anchor, at in _anchors(graph, index):
             result = match_at(index, graph, anchor, at)
             if isinstance(result, Mismatch):

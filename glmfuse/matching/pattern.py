@@ -150,8 +150,12 @@ class Pattern:
     def _traced(self) -> Known:
         """What tracing tells, after tracing where that was put off."""
         steps, self.postponed = self.postponed, ()
-        for step in steps:
-            step(self)
+        try:
+            for step in steps:
+                step(self)
+        except BaseException:  # it takes seconds, in which a user may interrupt it
+            self.postponed = steps
+            raise
         return self.known
 
     @property

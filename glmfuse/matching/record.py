@@ -9,15 +9,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from glmfuse.capture import isolated
 
@@ -54,13 +53,16 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, OpOverload) or tree_any(_is_symbolic, (args, kwargs)):
+        leaves = tree_leaves((args, kwargs))
+        if not isinstance(func, OpOverload) or any(map(_is_symbolic, leaves)):
             raise _NotRecordedError
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if _is_composite(func):
+        if autograd_would_have_decomposed(func, leaves):
             with self:
-                return func.decompose(*args, **kwargs)
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
         node = self.graph.call_function(func, self.nodes(args), self.nodes(kwargs))
         result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor):
@@ -87,11 +89,6 @@ class _Recorder(TorchDispatchMode):
         node.meta["val"] = value
         self._node[id(value)] = node
         self._held.append(value)  # so that no other tensor gets its id
-
-
-@cache
-def _is_composite(func: OpOverload) -> bool:
-    return func._can_decompose()
 
 
 def _is_symbolic(value: Any) -> bool:

@@ -32,13 +32,16 @@ def fake_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
     known: dict[Any, tuple[Layout, ...]] = {}
 
     def fake(*values: Any) -> Any:
-        kind = tuple(_kind(value) for value in values)
-        if not all(_is_known(each) for each in kind):
+        given = [_kind(value) for value in values]
+        if not all(_is_known(each) for each in given):
             return reference(*values)
+        kind = (torch.get_default_dtype(), *given)
         if kind not in known:
             results = reference(*values)
-            known[kind] = tuple(Layout.of(result) for result in _tuple(results))
-            return results
+            layouts = tuple(Layout.of(result) for result in _tuple(results))
+            if not all(_is_known(each) for each in layouts):
+                return results
+            known[kind] = layouts
         made = [torch.empty_strided(at.shape, at.stride, dtype=at.dtype, device=at.device) for at in known[kind]]
         return made[0] if len(made) == 1 else tuple(made)
 

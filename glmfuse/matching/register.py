@@ -151,7 +151,8 @@ def _define(made: Pattern) -> None:
         for chosen in itertools.combinations(structural, size):
             absent = frozenset(itertools.chain(*chosen))
             present = "_".join(group[0] for group in structural if group not in chosen)
-            made.known.overloads[absent] = _make_op(made, absent, present, passed_on)
+            if absent not in made.known.overloads:
+                made.known.overloads[absent] = _make_op(made, absent, present, passed_on)
     for variant in variants(made):
         _read_calls(made, variant)
         check_scalars(made, variant)

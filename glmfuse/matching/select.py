@@ -148,6 +148,7 @@ def select(
             refused.append(site.match.refused(Stage.ESCAPE, "escape", expected, found, space.node))
             continue
         body = target.body(site)
+        body = site.unlike_op() if body is None else body
         if isinstance(body, str):
             reason = f"{target.name}: {body}"
             refused.append(site.match.refused(Stage.KERNEL, "kernel", "a kernel that fits the site", reason))

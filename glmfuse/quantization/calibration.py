@@ -80,6 +80,7 @@ class Calibration:
         for weight in part.weights:
             place = _place(held, below(weight.name, part.layer))
             if place is not None:
+                place.data = place.data.float() if weight.in_fp32 else place.data
                 place.copy_(self._source(weight))
         return layer
 

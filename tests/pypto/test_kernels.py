@@ -68,6 +68,14 @@ def test_a_router_in_the_models_dtype_at_real_size(name: str) -> None:
     assert distance(name, found, values) <= KERNEL_RELATIVE_L2[torch.bfloat16]
 
 
+@pytest.mark.parametrize("hidden", [2304, 2880])
+def test_a_router_whose_slices_are_no_power_of_two(hidden: int) -> None:
+    at = replace(geometry("glm-4.5/tp8"), hidden=hidden)
+    values = arguments("gate_topk", at, 2, torch.bfloat16)
+    found = interpret(KERNELS["gate_topk"].launch(ASCEND_910B, **values), Mode.COMPILE)
+    assert distance("gate_topk", found, values) <= KERNEL_RELATIVE_L2[torch.bfloat16]
+
+
 def test_a_router_of_a_model_in_fp32_at_real_size() -> None:
     values = arguments("gate_topk", geometry("glm-4.5/tp8"), 33, torch.float32)
     found = interpret(KERNELS["gate_topk"].launch(ASCEND_910B, **values), Mode.COMPILE)

@@ -11,7 +11,7 @@ from glmfuse.lowering.pypto.launch.launch import Launch, PyptoKernel
 from glmfuse.lowering.pypto.launch.limits import DTYPES, first, fixed, router_dtypes, row_fits
 from glmfuse.lowering.pypto.launch.route_topk import LIVE_ROWS, MOST_ROWS, weights_and_ids
 from glmfuse.lowering.pypto.process import KernelRef
-from glmfuse.lowering.pypto.tiling import FP32, cube_tile, power_below, tokens_of_round, vector_rows, vector_tile
+from glmfuse.lowering.pypto.tiling import FP32, cube_tile, tokens_of_round, vector_rows, vector_tile
 from glmfuse.matching.select import Request
 
 _MOST_SLICES = 32
@@ -87,8 +87,8 @@ def gate_of(
 
 def _channels_of_a_cast(chip: Chip, block: int, depth: int, slices: int) -> int:
     """Whole slices of the product: all rows of them in one task, in half of the buffer, and several tasks in all."""
-    fitting = chip.ub // 2 // (_LIVE_X * FP32 * block) // depth
-    return depth * power_below(min(fitting, slices // _FEWEST_CASTS))
+    most = min(chip.ub // 2 // (_LIVE_X * FP32 * block) // depth, slices // _FEWEST_CASTS)
+    return depth * next((count for count in range(most, 1, -1) if slices % count == 0), 1)
 
 
 GATE_TOPK = PyptoKernel(_limits, _launch)
