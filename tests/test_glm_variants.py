@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from glmfuse import huggingface
-from tests.support.glm import decode_static, prefill, tiny
+from tests.support.glm import decode_static, prefill
 from tests.support.graphs import capture
 from tests.support.merged import merge_weights
-from tests.test_glm_cases import check_fused
+from tests.test_glm_cases import check_fused, shallow
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no qk-norm (Air)": {"use_qk_norm": False},
@@ -35,7 +35,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("phase", [prefill, decode_static])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_matches_fully(variant: str, phase: Any, dtype: torch.dtype) -> None:
-    model = tiny(dtype, **VARIANTS[variant])
+    model = shallow(dtype, **VARIANTS[variant])
     check_fused(capture(model, **phase(model))[0])
 
 
@@ -43,7 +43,7 @@ def test_variant_matches_fully(variant: str, phase: Any, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("phase", [prefill, decode_static])
 @pytest.mark.parametrize("variant", ["groups", "no qk-norm (Air)", "no attention bias"])
 def test_merged_weights_match_fully(variant: str, phase: Any, dtype: torch.dtype) -> None:
-    model = merge_weights(tiny(dtype, **VARIANTS[variant]))
+    model = merge_weights(shallow(dtype, **VARIANTS[variant]))
     report = check_fused(capture(model, **phase(model))[0])
     fused = {row.pattern: row.variant for row in report.rows() if row.status == "chosen"}
     assert "no w_k" in fused["norm_qkv_rope"]
@@ -53,13 +53,13 @@ def test_merged_weights_match_fully(variant: str, phase: Any, dtype: torch.dtype
 
 @pytest.mark.parametrize("tokens", [1, 5], ids=["one token", "tokens"])
 def test_batch_of_one(tokens: int) -> None:
-    model = tiny(torch.bfloat16)
+    model = shallow(torch.bfloat16)
     check_fused(capture(model, input_ids=huggingface.random_tokens(model, 1, tokens))[0])
 
 
 @pytest.mark.parametrize("phase", [prefill, decode_static])
 def test_a_router_in_fp32_beside_a_half_model(phase: Any) -> None:
-    model = copy.deepcopy(tiny(torch.bfloat16))
+    model = copy.deepcopy(shallow(torch.bfloat16))
     for layer in model.model.layers:
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate.float()
@@ -69,14 +69,14 @@ def test_a_router_in_fp32_beside_a_half_model(phase: Any) -> None:
 
 
 def test_two_lengths_in_one_process() -> None:
-    model = tiny(torch.bfloat16)
+    model = shallow(torch.bfloat16)
     for tokens in (4, 9):
         check_fused(capture(model, input_ids=huggingface.random_tokens(model, 2, tokens))[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dynamic_true(dtype: torch.dtype) -> None:
-    model = tiny(dtype)
+    model = shallow(dtype)
     graphs = capture(model, dynamic=True, **prefill(model))
     captured = graphs[-1]
     placeholders = [node for node in captured.graph_module.graph.nodes if node.op == "placeholder"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 
 from glmfuse.canonicalize import INPUT, Term, terms_in
 from glmfuse.capture import Fresh
@@ -57,23 +58,60 @@ def trace_site(match: Match, layouts: Mapping[str, Layout], hints: Mapping[sympy
     with patterns_spelled(spelled):
         traced, _ = trace_pattern(pattern, tensors, scalars, function=function)
         body, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function)
-    outputs = _layouts(body, fresh)
+        wanted = [output.val for output in traced.outputs]
+        returned = _layouts(_returned(module.graph), fresh)
+        outputs = _layouts(wanted, fresh)
+        if _unlike(outputs, returned):
+            laid_out = _laid_out(function, wanted, _unlike(outputs, returned))
+            _, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=laid_out)
     graph = _exact(pattern, match.variant, traced, fresh.theirs)
     calls = calls_of(_busy(body), fresh.theirs)
     guards = fresh.guards()
 
     def of(other: Callable[..., Any]) -> fx.GraphModule | str:
-        made, theirs = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
-        layouts = _layouts(made, fresh)
-        if [layout.significant() for layout in layouts] != [layout.significant() for layout in outputs]:
+        _, theirs = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
+        layouts = _layouts(_returned(theirs.graph), fresh)
+        if _unlike(layouts, outputs):
             return f"it returns {', '.join(map(str, layouts))}"
         if unknown := set(fresh.guards()) - set(guards):
             return f"it needs to know that {', '.join(map(str, unknown))}"
         return theirs
 
     is_spelled = bool(spelled or match.variant.spelling)
-    own = _own_outputs(pattern, layouts, scalars, hints) if is_spelled else outputs
+    own = _own_outputs(pattern, layouts, scalars, hints) if is_spelled else returned
     return SiteTrace(graph, outputs, own, tuple(tensors), module, guards, calls, cache(of))
+
+
+def _unlike(ours: Sequence[Layout], theirs: Sequence[Layout]) -> list[int]:
+    """Places at which the two lie otherwise."""
+    pairs = zip(ours, theirs, strict=True)
+    return [place for place, (a, b) in enumerate(pairs) if a.significant() != b.significant()]
+
+
+def _laid_out(
+    function: Callable[..., Any], wanted: Sequence[torch.Tensor], places: Sequence[int]
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The function with these outputs copied into the strides that are wanted.
+
+    A copy is the same value, so a function that ends with one, or an inner pattern spelled without, lies otherwise
+    than the node of the graph that holds the value.
+    """
+
+    def laid_out(**arguments: Any) -> tuple[torch.Tensor, ...]:
+        results = function(**arguments)
+        results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
+        return tuple(_as(wanted[place], each) if place in places else each for place, each in enumerate(results))
+
+    return laid_out
+
+
+def _as(wanted: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A dense copy whose dimensions lie in the order of another's; ValueError where that is not dense."""
+    order = sorted(range(wanted.dim()), key=lambda dim: -wanted.stride()[dim])
+    made = value.permute(order).contiguous().permute([order.index(dim) for dim in range(wanted.dim())])
+    if Layout.of(made).significant() != Layout.of(wanted).significant():
+        raise ValueError(f"its result lies as {Layout.of(value)}, not as {Layout.of(wanted)}")
+    return made
 
 
 def _fakes(fresh: Fresh, layouts: Mapping[str, Layout]) -> dict[str, torch.Tensor]:
@@ -85,13 +123,20 @@ def _own_outputs(
 ) -> tuple[Layout, ...]:
     fresh = Fresh(hints)
     try:
-        return _layouts(trace_pattern(pattern, _fakes(fresh, layouts), scalars, as_ops=False)[0], fresh)
+        _, module = trace_pattern(pattern, _fakes(fresh, layouts), scalars, as_ops=False)
     except Exception:  # it may be written for other inputs than this spelling of it
         return ()
+    return _layouts(_returned(module.graph), fresh)
 
 
-def _layouts(traced: Traced, fresh: Fresh) -> tuple[Layout, ...]:
-    return tuple(_in_model_symbols(Layout.of(output.val), fresh.theirs) for output in traced.outputs)
+def _returned(graph: fx.Graph) -> list[torch.Tensor]:
+    """What a trace returns; a term lies as the first node that holds the value, before any copy of it."""
+    (returned,) = graph.output_node().args
+    return [node.meta["val"] for node in tree_leaves(returned)]
+
+
+def _layouts(vals: Iterable[torch.Tensor], fresh: Fresh) -> tuple[Layout, ...]:
+    return tuple(_in_model_symbols(Layout.of(val), fresh.theirs) for val in vals)
 
 
 def _busy(traced: Traced) -> Iterable[fx.Node]:
