@@ -124,10 +124,11 @@ class Checker:
         """The pattern traced on such inputs; traced once for each kind of site."""
         hints = {symbol: self.sizes.hint(symbol) for symbol in sorted(_symbols(layouts), key=str)}
         literals = typed(tuple(match.scalars.items()))
-        kind = (match.pattern, match.variant, tuple(match.spellings().items()))
+        spelled = match.spellings()
+        kind = (match.pattern, match.variant, tuple(spelled.items()))
         key = (*kind, tuple(layouts.items()), literals, tuple(hints.items()))
         if key not in self.traces:
-            self.traces[key] = trace_site(match, layouts, hints)
+            self.traces[key] = trace_site(match.pattern, match.variant, layouts, match.scalars, spelled, hints)
         return self.traces[key]
 
 

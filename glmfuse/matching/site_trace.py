@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import sympy
@@ -18,7 +19,6 @@ from glmfuse.capture import Fresh
 from glmfuse.matching.cone import idle_nodes
 from glmfuse.matching.escape import is_cheap
 from glmfuse.matching.layout import Layout
-from glmfuse.matching.match import Match
 from glmfuse.matching.matcher import COMMUTATIVE
 from glmfuse.matching.pattern import Pattern, Variant, patterns_spelled
 from glmfuse.matching.search import Literal, SearchGraph, Spec
@@ -49,12 +49,21 @@ class SiteTrace:
     of: Callable[[Callable[..., Any]], fx.GraphModule | str]
 
 
-def trace_site(match: Match, layouts: Mapping[str, Layout], hints: Mapping[sympy.Symbol, int]) -> SiteTrace:
-    """Trace the function that a match spells. layouts: its arguments'; hints: values of the symbols in them."""
-    pattern, scalars, spelled = match.pattern, match.scalars, match.spellings()
+def trace_site(
+    pattern: Pattern,
+    variant: Variant,
+    layouts: Mapping[str, Layout],
+    scalars: Mapping[str, Any],
+    spelled: Mapping[str, str] = MappingProxyType({}),
+    hints: Mapping[sympy.Symbol, int] = MappingProxyType({}),
+) -> SiteTrace:
+    """Trace a variant on tensors that lie so.
+
+    spelled: the spellings of the patterns that it calls, by their names. hints: values of the symbols in the layouts.
+    """
     fresh = Fresh(hints)
     tensors = _fakes(fresh, layouts)
-    function = pattern.function_of(match.variant.spelling)
+    function = pattern.function_of(variant.spelling)
     with patterns_spelled(spelled):
         traced, _ = trace_pattern(pattern, tensors, scalars, function=function)
         body, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=function)
@@ -64,20 +73,20 @@ def trace_site(match: Match, layouts: Mapping[str, Layout], hints: Mapping[sympy
         if _unlike(outputs, returned):
             laid_out = _laid_out(function, wanted, _unlike(outputs, returned))
             _, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=laid_out)
-    graph = _exact(pattern, match.variant, traced, fresh.theirs)
+    graph = _exact(pattern, variant, traced, fresh.theirs)
     calls = calls_of(_busy(body), fresh.theirs)
     guards = fresh.guards()
 
     def of(other: Callable[..., Any]) -> fx.GraphModule | str:
         _, theirs = trace_pattern(pattern, tensors, scalars, as_ops=False, function=other)
         layouts = _layouts(_returned(theirs.graph), fresh)
-        if _unlike(layouts, outputs):
+        if len(layouts) != len(outputs) or _unlike(layouts, outputs):
             return f"it returns {', '.join(map(str, layouts))}"
         if unknown := set(fresh.guards()) - set(guards):
             return f"it needs to know that {', '.join(map(str, unknown))}"
         return theirs
 
-    is_spelled = bool(spelled or match.variant.spelling)
+    is_spelled = bool(spelled or variant.spelling)
     own = _own_outputs(pattern, layouts, scalars, hints) if is_spelled else returned
     return SiteTrace(graph, outputs, own, tuple(tensors), module, guards, calls, cache(of))
 

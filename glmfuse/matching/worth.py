@@ -50,7 +50,7 @@ def _best(places: Iterable[int], found: Sequence[float], conflicts: nx.Graph) ->
 
 def _beyond(launch_us: float, part: Candidate, worth: float) -> float:
     """What a part is worth beyond the launches that its block has counted for it already."""
-    return worth - launch_us * (_count(part.footprint.owned) - 1) if launch_us else worth
+    return max(worth - launch_us * (_count(part.footprint.owned) - 1), 0.0) if launch_us else worth
 
 
 def _count(nodes: Iterable[fx.Node]) -> int:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from glmfuse.lowering.aclnn.registry import KERNELS
-from glmfuse.matching.check import SiteTrace, _trace
 from glmfuse.matching.examples import variants
 from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import Variant
 from glmfuse.matching.select import Request
+from glmfuse.matching.site_trace import SiteTrace, trace_site
 from glmfuse.options import LAUNCH_US
 from glmfuse.patterns import BY_NAME
 from tests.offline_ascend.drawn import arguments
@@ -56,7 +56,7 @@ def trace_of(pattern: str, variant: Variant, values: Mapping[str, Any]) -> SiteT
     """The pattern traced on fake npu tensors that lie as these do."""
     layouts = _layouts(values)
     scalars = {name: value for name, value in values.items() if value is not None and name not in layouts}
-    return _trace(BY_NAME[pattern], variant, layouts, scalars, {})
+    return trace_site(BY_NAME[pattern], variant, layouts, scalars)
 
 
 def request_of(

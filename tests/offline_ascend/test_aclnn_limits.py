@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ def test_tensors_of_another_device_are_refused() -> None:
     values = drawn("rms_norm")
     request = request_of("rms_norm", Variant(), values)
     elsewhere = {name: Layout.of(value) for name, value in values.items() if isinstance(value, Tensor)}
-    moved = type(request)(request.pattern, Variant(), elsewhere, request.scalars, (), 9, LAUNCH_US)
+    moved = replace(request, tensors=elsewhere)
     assert ACLNN.kernels["rms_norm"].supports(moved) == "torch_npu's operators run on an NPU, not on cpu"
 
 
