@@ -67,13 +67,15 @@ LAUNCHES = Gain.of_launches
         ({"toy_mul_add": 9.0, "toy_block": Gain(8.0, 8.5, "over its parts", over_parts=True)}, WHOLE),
         ({"toy_mul_add": LAUNCHES(2, 1.0), "toy_tanh_exp": LAUNCHES(2, 1.0), "toy_block": LAUNCHES(4, 1.0)}, WHOLE),
         ({**PARTS, "toy_block": LAUNCHES(4, 1.0)}, WHOLE),
+        ({"toy_mul_add": 0.001, "toy_tanh_exp": 0.9, "toy_block": LAUNCHES(2, 1.0)}, WHOLE),
         ({**PARTS, "toy_block": LAUNCHES(4, 1.0), "toy_add_tanh": 11.0}, WHOLE),
         ({**PARTS, "toy_block": Gain(8.0, 8.5, "over its parts", over_parts=True), "toy_add_tanh": 11.0}, WHOLE),
     ],
     ids=[
         "less than both", "more than both", "better than the kernels of both", "worse than the kernels of both",
         "one part has no kernel", "fewest launches", "launches, where parts are known better",
-        "launches, where something else inside saves most", "better than whatever is inside",
+        "launches, where parts save less than these", "launches, where something else inside saves most",
+        "better than whatever is inside",
     ],
 )  # fmt: skip
 def test_a_block_is_chosen_where_it_beats_the_kernels_of_its_parts(

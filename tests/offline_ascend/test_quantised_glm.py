@@ -63,7 +63,8 @@ def check_prepared(case: str) -> None:
     assert {tensor.device.type for tensor in (*on_npu.parameters(), *on_npu.buffers())} == {"npu"}
     ids = huggingface.random_tokens(on_cpu, 2, 7)
     expected = on_cpu(ids, use_cache=False).logits.float()
-    found = on_npu(ids.npu(), use_cache=False).logits.cpu().float()
+    with quantised.routed_as(on_npu, on_cpu, input_ids=ids, use_cache=False):
+        found = on_npu(ids.npu(), use_cache=False).logits.cpu().float()
     assert (found - expected).norm() <= LOGITS.get(case, FLIPS) * expected.norm()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import glmfuse.quantization  # noqa: F401
 from glmfuse import huggingface
@@ -156,7 +157,11 @@ def routed_as(model: Any, other: Any, **arguments: Any) -> Iterator[None]:
         for name, _ in gates
     ]
     other(**arguments)
-    handles += [gate.register_forward_hook(lambda _, __, ___, name=name: chosen[name]) for name, gate in gates]
+
+    def instead(name: str, given: tuple[Tensor, ...]) -> Any:
+        return tree_map_only(Tensor, lambda value: value.to(given[0].device), chosen[name])
+
+    handles += [gate.register_forward_hook(lambda _, x, __, name=name: instead(name, x)) for name, gate in gates]
     try:
         yield
     finally:
