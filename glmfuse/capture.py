@@ -66,6 +66,11 @@ def nodes_in(module: fx.GraphModule) -> Iterator[fx.Node]:
             yield from inner.graph.nodes
 
 
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    """What a function of one or several results returns."""
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
 def device_of(values: Iterable[Any]) -> str:
     """The kind of device that a graph of these values computes on; a CPU's may be among those of another."""
     kinds = (value.device.type for value in values if isinstance(value, torch.Tensor))

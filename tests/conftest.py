@@ -42,9 +42,5 @@ def _few_full_collections() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_fake_tensors() -> None:
-    """Mutants that are no graphs fail in fake tensors, which log each of them with its stack.
-
-    torch's structured trace is made where anything listens, and pytest listens to what does not propagate.
-    """
+    """Mutants that are no graphs fail in fake tensors, which log each of them with its stack."""
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.__trace").propagate = True

@@ -10,21 +10,18 @@ import pytest
 import torch
 
 from glmfuse.canonicalize import canonicalize
-from glmfuse.canonicalize.term import INPUT, Term
-from glmfuse.capture import Fresh
+from glmfuse.canonicalize.term import INPUT
+from glmfuse.capture import Fresh, as_tuple
 from glmfuse.fuse import _TRACES
 from glmfuse.lowering.tolerance import allowed
 from glmfuse.lowering.verify import difference
 from glmfuse.matching.find import find
 from glmfuse.matching.pattern import Pattern, Variant, patterns_as_ops
-from glmfuse.matching.traced import live_terms, record_pattern, trace_pattern
+from glmfuse.matching.traced import record_pattern, trace_pattern
 from glmfuse.patterns import PATTERNS
 from tests.support.cases import CASES, OVERLOADS, every_dtype_once, every_graph, example, in_dtypes
 from tests.support.graphs import Captured, capture, outputs_and_writes, run_stages, same_bits
-
-
-def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+from tests.support.terms import lying, spelled
 
 
 @pytest.mark.parametrize(("pattern", "variant", "dtype"), in_dtypes(every_dtype_once, spelled=False))
@@ -90,7 +87,7 @@ def test_model_and_pattern_are_traced_alike(pattern: Pattern, variant: Variant) 
     arguments, by_aot = captured(pattern, variant, torch.bfloat16)
     fakes, rest = fakes_of(arguments)
     by_tracer, _ = trace_pattern(pattern, fakes, rest, as_ops=False, function=standing(pattern, variant))
-    assert _spelling(canonicalize(by_aot.graph_module.graph).outputs) == _spelling(by_tracer.outputs)
+    assert spelled(canonicalize(by_aot.graph_module.graph).outputs) == spelled(by_tracer.outputs)
 
 
 @pytest.mark.parametrize(("pattern", "variant"), CASES)
@@ -98,9 +95,8 @@ def test_what_is_recorded_is_what_is_traced(pattern: Pattern, variant: Variant) 
     fakes, rest = fakes_of(example(pattern, variant, torch.bfloat16))
     recorded = record_pattern(pattern, fakes, rest, standing(pattern, variant))
     traced, _ = trace_pattern(pattern, fakes, rest, function=standing(pattern, variant))
-    assert _spelling(recorded.outputs) == _spelling(traced.outputs)
-    for ours, theirs in zip(recorded.live(), traced.live(), strict=True):
-        assert repr(ours.val) == repr(theirs.val)
+    assert spelled(recorded.outputs) == spelled(traced.outputs)
+    assert lying(recorded.outputs) == lying(traced.outputs)
 
 
 def fakes_of(arguments: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -109,18 +105,6 @@ def fakes_of(arguments: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[s
     fresh = Fresh()
     fakes = {n: fresh.empty(tuple(t.shape), t.stride(), t.dtype, t.device) for n, t in tensors.items()}
     return fakes, {name: value for name, value in arguments.items() if name not in tensors and value is not None}
-
-
-def _spelling(outputs: tuple[Any, ...]) -> list[str]:
-    """The live terms in the order in which the outputs need them, with numbers for names."""
-    number = {term: f"%{index}" for index, term in enumerate(live_terms(outputs))}
-
-    def show(arg: Any) -> str:
-        if isinstance(arg, Term):
-            return number[arg]
-        return f"({', '.join(map(show, arg))})" if isinstance(arg, tuple) else str(arg)
-
-    return [f"{term} {show(() if term.op is INPUT else term.args)}" for term in number]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import sympy
 import torch
-from torch import fx
 
-from glmfuse.canonicalize import INPUT, Term, canonicalize
-from glmfuse.capture import Fresh, trace
+from glmfuse.canonicalize import canonicalize
+from glmfuse.capture import Fresh, as_tuple, trace
 from glmfuse.matching.record import record
-from glmfuse.matching.traced import live_terms
+from tests.support.terms import lying, spelled
 
 
 def fake(*shape: int) -> torch.Tensor:
@@ -42,30 +41,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def terms(graph: fx.Graph) -> list[tuple[str, str]]:
-    """The live terms in their order, and how each lies."""
-    canonical = canonicalize(graph)
-    number = {term: f"%{index}" for index, term in enumerate(live_terms(canonical.outputs))}
-
-    def show(arg: Any) -> str:
-        if isinstance(arg, tuple):
-            return f"({', '.join(map(show, arg))})"
-        return number[arg] if isinstance(arg, Term) else repr(arg)
-
-    return [(f"{term} {show(() if term.op is INPUT else term.args)}", repr(term.val)) for term in number]
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_it_is_the_graph_that_is_traced(name: str) -> None:
     x = fake(3, 3)
 
     def function(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        result = FUNCTIONS[name](x)
-        return result if isinstance(result, tuple) else (result, x)
+        return (*as_tuple(FUNCTIONS[name](x)), x)
 
     recorded = record(function, (x,))
     assert recorded is not None
-    assert terms(recorded) == terms(trace(function, (x,)).graph)
+    ours, theirs = (canonicalize(graph).outputs for graph in (recorded, trace(function, (x,)).graph))
+    assert (spelled(ours), lying(ours)) == (spelled(theirs), lying(theirs))
 
 
 def test_sizes_that_vary_are_left_to_the_tracer() -> None:

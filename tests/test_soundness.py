@@ -243,6 +243,24 @@ def test_a_spelling_that_lies_otherwise_changes_no_strides(read: str, kept: bool
     assert report.count("chosen")["toy_silu_of_exp"] == (read != "as it is"), "nothing holds it as the ops return it"
 
 
+@pattern(dims={"x": "T H"})
+def toy_turned(x: Tensor) -> Tensor:
+    """tanh(exp(x)) turned, in rows.  x [tokens, hidden] -> [hidden, tokens]."""
+    return torch.tanh(torch.exp(x)).t().contiguous()
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["inlined", "an op"])
+def test_a_pattern_that_ends_with_a_copy_changes_no_strides(kept: bool) -> None:
+    """The graph holds the value before the copy: what is inlined is laid out so, an op is not and is refused."""
+    mine = Target("mine", {"toy_turned": Kernel(toy_turned.function)})
+    x, report = torch.randn(4, 8), Report()
+    options = {"patterns": (toy_turned,), "only": ("toy_turned",), "report": report}
+    found = run(lambda x: torch.tanh(torch.exp(x)).t(), x, targets=(mine,) if kept else ("reference",), **options)
+    torch.testing.assert_close(found, torch.tanh(torch.exp(x)).t(), rtol=0, atol=0, check_stride=True)
+    assert report.count("chosen")["toy_turned"] == (not kept)
+    assert kept == ("its op returns torch.float32 of shape (8, 4) and strides (4, 1)" in str(report))
+
+
 @pattern(dims={"x": "... H"})
 def toy_widened(x: Tensor) -> Tensor:
     """X in fp32.  x [..., hidden] -> alike."""

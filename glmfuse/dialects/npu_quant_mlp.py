@@ -24,86 +24,64 @@ Activate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """The product in int32 [tokens, 2 * width], its scales [2 * width] and [tokens] -> int8 [tokens, width], and scales."""
 
 
-def _mlp(
-    x: Tensor,
-    rows: Tensor,
-    per_token: Tensor,
-    w_gate: Tensor,
-    s_gate: Tensor,
-    w_down: Tensor,
-    s_down: Tensor,
-    activate: Activate,
-) -> Tensor:
-    total = torch.ops.npu.npu_quant_matmul(rows, w_gate, s_gate, output_dtype=torch.int32)
-    hidden, inner = activate(total, s_gate, per_token)
-    y = torch.ops.npu.npu_quant_matmul(hidden, w_down, s_down, pertoken_scale=inner, output_dtype=x.dtype)
-    return y.view(*x.shape[:-1], y.shape[-1])
+def _mlp(name: str, activate: Activate) -> Callable[..., Tensor]:
+    """The layer with this activation, as the spelling of this name."""
+
+    def mlp(
+        x: Tensor,
+        rows: Tensor,
+        per_token: Tensor,
+        w_gate: Tensor,
+        s_gate: Tensor,
+        w_up: Tensor | None,
+        s_up: Tensor | None,
+        w_down: Tensor,
+        s_down: Tensor,
+    ) -> Tensor:
+        require(w_up is None, "one product of gate and up")
+        total = torch.ops.npu.npu_quant_matmul(rows, w_gate, s_gate, output_dtype=torch.int32)
+        hidden, inner = activate(total, s_gate, per_token)
+        y = torch.ops.npu.npu_quant_matmul(hidden, w_down, s_down, pertoken_scale=inner, output_dtype=x.dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    mlp.__name__ = name
+    return mlp
 
 
-def npu_mlp_by_dequant_swiglu_quant(
-    x: Tensor,
-    rows: Tensor,
-    per_token: Tensor,
-    w_gate: Tensor,
-    s_gate: Tensor,
-    w_up: Tensor | None,
-    s_up: Tensor | None,
-    w_down: Tensor,
-    s_down: Tensor,
-) -> Tensor:
+def _of_torch_npu(total: Tensor, s: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:
     """torch_npu's operator, which activates the right half unless it is told."""
-    require(w_up is None, "one product of gate and up")
-
-    def activate(total: Tensor, s: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, inner = torch.ops.npu.npu_dequant_swiglu_quant(
-            total, weight_scale=s, activation_scale=per_token, activate_left=True, quant_mode=_QUANTISED_BY_ROWS
-        )
-        return hidden, inner
-
-    return _mlp(x, rows, per_token, w_gate, s_gate, w_down, s_down, activate)
+    hidden, inner = torch.ops.npu.npu_dequant_swiglu_quant(
+        total, weight_scale=s, activation_scale=per_token, activate_left=True, quant_mode=_QUANTISED_BY_ROWS
+    )
+    return hidden, inner
 
 
-def npu_mlp_by_dequant_swiglu_quant_of_vllm_ascend(
-    x: Tensor,
-    rows: Tensor,
-    per_token: Tensor,
-    w_gate: Tensor,
-    s_gate: Tensor,
-    w_up: Tensor | None,
-    s_up: Tensor | None,
-    w_down: Tensor,
-    s_down: Tensor,
-) -> Tensor:
+def _of_vllm_ascend(total: Tensor, s: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:
     """vllm-ascend's operator, with no limit, a factor of 1 before the exponent, and nothing added."""
-    require(w_up is None, "one product of gate and up")
-
-    def activate(total: Tensor, s: Tensor, per_token: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, inner = torch.ops._C_ascend.npu_dequant_swiglu_quant(
-            total,
-            weight_scale=s,
-            activation_scale=per_token,
-            activate_left=True,
-            quant_mode=_QUANTISED_BY_ROWS,
-            swiglu_mode=_GATED,
-            clamp_limit=0.0,
-            glu_alpha=1.0,
-            glu_bias=0.0,
-        )
-        return hidden, inner
-
-    return _mlp(x, rows, per_token, w_gate, s_gate, w_down, s_down, activate)
+    hidden, inner = torch.ops._C_ascend.npu_dequant_swiglu_quant(
+        total,
+        weight_scale=s,
+        activation_scale=per_token,
+        activate_left=True,
+        quant_mode=_QUANTISED_BY_ROWS,
+        swiglu_mode=_GATED,
+        clamp_limit=0.0,
+        glu_alpha=1.0,
+        glu_bias=0.0,
+    )
+    return hidden, inner
 
 
 NPU_QUANT_MLP: tuple[Spelled, ...] = (
     Spelled(
         QUANT_MLP["w8a8_dynamic"],
-        npu_mlp_by_dequant_swiglu_quant,
+        _mlp("npu_mlp_by_dequant_swiglu_quant", _of_torch_npu),
         ("npu::npu_dequant_swiglu_quant", "npu::npu_quant_matmul"),
         requantises=True,
     ),
     Spelled(
         QUANT_MLP["w8a8_dynamic"],
-        npu_mlp_by_dequant_swiglu_quant_of_vllm_ascend,
+        _mlp("npu_mlp_by_dequant_swiglu_quant_of_vllm_ascend", _of_vllm_ascend),
         ("_C_ascend::npu_dequant_swiglu_quant", "npu::npu_quant_matmul"),
         requantises=True,
     ),

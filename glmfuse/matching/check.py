@@ -39,9 +39,10 @@ class Site:
     cone: Cone
 
     def unlike_op(self) -> str | None:
-        """How an op of the pattern would lie otherwise than the site, which is spelled by another function."""
-        ours, theirs = ([at.significant() for at in layouts] for layouts in (self.trace.outputs, self.trace.own))
-        returned = ", ".join(map(str, self.trace.own)) or "nothing on these inputs"
+        """How the results of the pattern's op would lie otherwise than what the site holds."""
+        own = self.trace.own()
+        ours, theirs = ([at.significant() for at in layouts] for layouts in (self.trace.outputs, own))
+        returned = ", ".join(map(str, own)) or "nothing on these inputs"
         return None if ours == theirs else f"its op returns {returned}"
 
     def unlike_calls(self) -> str | None:

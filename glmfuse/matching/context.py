@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from glmfuse.capture import as_tuple
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -30,12 +32,8 @@ class Context:
         """A function of the pattern's arguments as it stands in a graph; returns what is made behind its results."""
 
         def in_context(**arguments: Any) -> tuple[torch.Tensor, ...]:
-            made = _tuple(self.function(**{name: arguments[name] for name in self.reads}))
+            made = as_tuple(self.function(**{name: arguments[name] for name in self.reads}))
             results = function(**{**arguments, **dict(zip(self.names, made, strict=True))})
-            return *_tuple(results), *made
+            return *as_tuple(results), *made
 
         return in_context
-
-
-def _tuple(result: Any) -> tuple[torch.Tensor, ...]:
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)

@@ -17,9 +17,6 @@ from glmfuse.matching.size_reads import needs_no_tensor
 from glmfuse.matching.worth import worths
 from glmfuse.report.stage import Stage
 
-_EACH = 0.001
-"""Microseconds less for each site: of plans that save as much the one of fewer, larger sites is taken."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -62,8 +59,7 @@ def _without_overlaps(candidates: Sequence[Candidate]) -> tuple[list[Candidate],
             owners.setdefault(node, []).append(index)
     for sharing in owners.values():
         conflicts.add_edges_from(itertools.combinations(sharing, 2))
-    gains = {place: max(worth - _EACH, worth / 2) for place, worth in enumerate(worths(candidates, conflicts))}
-    nx.set_node_attributes(conflicts, gains, "gain")
+    nx.set_node_attributes(conflicts, dict(enumerate(worths(candidates, conflicts))), "gain")
     best = heaviest(conflicts)
     lost = [
         (item, candidates[min(best & set(conflicts[index]))])

@@ -44,7 +44,7 @@ def record(function: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> fx.G
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.graph = fx.Graph()
         self._node: dict[int, fx.Node] = {}
         self._held: list[torch.Tensor] = []

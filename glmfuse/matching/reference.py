@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from glmfuse.capture import as_tuple
 from glmfuse.matching.layout import Layout
 from glmfuse.matching.pattern import Pattern, patterns_as_ops
 
@@ -38,7 +39,7 @@ def fake_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
         kind = (torch.get_default_dtype(), *given)
         if kind not in known:
             results = reference(*values)
-            layouts = tuple(Layout.of(result) for result in _tuple(results))
+            layouts = tuple(Layout.of(result) for result in as_tuple(results))
             if not all(_is_known(each) for each in layouts):
                 return results
             known[kind] = layouts
@@ -46,10 +47,6 @@ def fake_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
         return made[0] if len(made) == 1 else tuple(made)
 
     return fake
-
-
-def _tuple(results: Any) -> tuple[torch.Tensor, ...]:
-    return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
 
 def _kind(value: Any) -> Any:

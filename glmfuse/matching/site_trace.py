@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from glmfuse.canonicalize import INPUT, Term, terms_in
-from glmfuse.capture import Fresh
+from glmfuse.capture import Fresh, as_tuple
 from glmfuse.matching.cone import idle_nodes
 from glmfuse.matching.escape import is_cheap
 from glmfuse.matching.layout import Layout
@@ -32,16 +32,16 @@ Call = tuple[Any, tuple[Any, ...]]
 class SiteTrace:
     """The pattern function traced at one kind of site.
 
-    graph: the search graph without anything free. outputs: what the body returns, as the site is spelled; own: what the
-    pattern's function and its ops return, empty where that does not trace. body: the aten graph with inner patterns
-    expanded, whose placeholders are `tensors` in order. guards: what must be known.
-    calls: the operators of the body that are not idle, with the layouts that they read. of: another
-    function of the same arguments traced there, or why it does not fit.
+    graph: the search graph without anything free. outputs: what the body returns. own: what the pattern's op would,
+    where the site is spelled otherwise; nothing where its function does not trace. body: the aten graph with inner
+    patterns expanded, whose placeholders are `tensors` in order. guards: what must be known. calls: the operators of
+    the body that are not idle, with the layouts that they read. of: another function of the same arguments traced
+    there, or why it does not fit.
     """
 
     graph: SearchGraph
     outputs: tuple[Layout, ...]
-    own: tuple[Layout, ...]
+    own: Callable[[], tuple[Layout, ...]]
     tensors: tuple[str, ...]
     body: fx.GraphModule
     guards: tuple[sympy.Basic, ...]
@@ -70,8 +70,8 @@ def trace_site(
         wanted = [output.val for output in traced.outputs]
         returned = _layouts(_returned(module.graph), fresh)
         outputs = _layouts(wanted, fresh)
-        if _unlike(outputs, returned):
-            laid_out = _laid_out(function, wanted, _unlike(outputs, returned))
+        if unlike := _unlike(outputs, returned):
+            laid_out = _laid_out(function, wanted, unlike)
             _, module = trace_pattern(pattern, tensors, scalars, as_ops=False, function=laid_out)
     graph = _exact(pattern, variant, traced, fresh.theirs)
     calls = calls_of(_busy(body), fresh.theirs)
@@ -86,9 +86,10 @@ def trace_site(
             return f"it needs to know that {', '.join(map(str, unknown))}"
         return theirs
 
-    is_spelled = bool(spelled or variant.spelling)
-    own = _own_outputs(pattern, layouts, scalars, hints) if is_spelled else returned
-    return SiteTrace(graph, outputs, own, tuple(tensors), module, guards, calls, cache(of))
+    def own() -> tuple[Layout, ...]:
+        return _own_outputs(pattern, layouts, scalars, hints) if spelled or variant.spelling else returned
+
+    return SiteTrace(graph, outputs, cache(own), tuple(tensors), module, guards, calls, cache(of))
 
 
 def _unlike(ours: Sequence[Layout], theirs: Sequence[Layout]) -> list[int]:
@@ -107,9 +108,8 @@ def _laid_out(
     """
 
     def laid_out(**arguments: Any) -> tuple[torch.Tensor, ...]:
-        results = function(**arguments)
-        results = (results,) if isinstance(results, torch.Tensor) else tuple(results)
-        return tuple(_as(wanted[place], each) if place in places else each for place, each in enumerate(results))
+        results = enumerate(as_tuple(function(**arguments)))
+        return tuple(_as(wanted[place], each) if place in places else each for place, each in results)
 
     return laid_out
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from glmfuse.canonicalize import Canonical, Term, canonicalize, terms_in
-from glmfuse.capture import trace
+from glmfuse.capture import as_tuple, trace
 from glmfuse.matching.pattern import Pattern, patterns_as_ops
 from glmfuse.matching.record import record
 
@@ -73,8 +73,9 @@ def _call(
 
     def call(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with patterns_as_ops(as_ops):
-            result = (function or pattern.function)(**absent, **dict(zip(tensors, values, strict=True)), **scalars)
-        return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+            return as_tuple(
+                (function or pattern.function)(**absent, **dict(zip(tensors, values, strict=True)), **scalars)
+            )
 
     return call
 

@@ -80,7 +80,8 @@ class Calibration:
         for weight in part.weights:
             place = _place(held, below(weight.name, part.layer))
             if place is not None:
-                place.data = place.data.float() if weight.in_fp32 else place.data
+                if weight.in_fp32:
+                    place.data = place.data.float()
                 place.copy_(self._source(weight))
         return layer
 

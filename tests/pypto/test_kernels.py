@@ -76,8 +76,11 @@ def test_a_router_whose_slices_are_no_power_of_two(hidden: int) -> None:
     assert distance("gate_topk", found, values) <= KERNEL_RELATIVE_L2[torch.bfloat16]
 
 
-def test_a_router_of_a_model_in_fp32_at_real_size() -> None:
-    values = arguments("gate_topk", geometry("glm-4.5/tp8"), 33, torch.float32)
+@pytest.mark.parametrize("tokens", [1, 33])
+@pytest.mark.parametrize("x", [torch.bfloat16, torch.float32], ids=str)
+def test_a_router_with_an_fp32_weight_at_real_size(x: torch.dtype, tokens: int) -> None:
+    values = arguments("gate_topk", geometry("glm-4.5/tp8"), tokens, torch.float32)
+    values["x"] = values["x"].to(x)
     found = interpret(KERNELS["gate_topk"].launch(ASCEND_910B, **values), Mode.COMPILE)
     assert distance("gate_topk", found, values) <= KERNEL_RELATIVE_L2[torch.float32]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmfuse.capture import as_tuple
 from glmfuse.errors import KernelError
 from glmfuse.lowering.pypto.chip import ASCEND_910B, Chip
 from glmfuse.lowering.pypto.family import Geometry, arguments, geometry
@@ -117,16 +118,12 @@ def distance(pattern: str, found: Any, values: Mapping[str, Any], function: Call
     function: of the pattern's arguments, by default the pattern's.
     """
     expected = (function or BY_NAME[pattern].function)(**values)
-    ours, theirs = _tuple(found), _tuple(expected)
+    ours, theirs = as_tuple(found), as_tuple(expected)
     routed = 0.0
     if BY_NAME[pattern].unordered:
         routed, ours, theirs = _router_distance(ours[:2], theirs[:2], values), ours[2:], theirs[2:]
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if not _is_one_rounding(a, b)]
     return max((routed, *(_relative(a, b) for a, b in pairs)))
-
-
-def _tuple(result: Any) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

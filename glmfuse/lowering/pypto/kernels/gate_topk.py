@@ -58,7 +58,6 @@ class Router:
         """[size, experts] fp32: the products of slices along hidden, summed."""
         gate, cube, block, experts = self.gate, self.gate.cube, self.gate.block, self.gate.experts
         depth = gate.hidden // cube.slices
-        pypto.set_vec_tile_shapes(gate.x_rows, gate.width)
         lefts = self.slices_of(at, x, depth)
         pypto.set_cube_tile_shapes(*cube.arguments())
         if cube.slices == 1:
@@ -79,6 +78,7 @@ class Router:
         if self.gate.x_dtype == self.gate.w_dtype:
             return [self.channels(at, x, start, depth) for start in range(0, self.gate.hidden, depth)]
         slices = []
+        pypto.set_vec_tile_shapes(self.gate.x_rows, self.gate.width)
         for start in range(0, self.gate.hidden, self.gate.cast):
             wide = widened(self.channels(at, x, start, self.gate.cast))
             slices += [at.cut(wide, (inside, depth)) for inside in range(0, self.gate.cast, depth)]
