@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def fake_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
     Larger patterns are traced in every variant, and call this one in each.
     """
     reference = reference_function(made, names)
-    known: dict[Any, tuple[Layout, ...]] = {}
+    known: dict[Any, tuple[_Result, ...]] = {}
 
     def fake(*values: Any) -> Any:
         given = [_kind(value) for value in values]
@@ -39,14 +40,35 @@ def fake_function(made: Pattern, names: list[str]) -> Callable[..., Any]:
         kind = (torch.get_default_dtype(), *given)
         if kind not in known:
             results = reference(*values)
-            layouts = tuple(Layout.of(result) for result in as_tuple(results))
-            if not all(_is_known(each) for each in layouts):
+            found = tuple(_Result.of(result) for result in as_tuple(results))
+            if not all(_is_known(each.layout) and isinstance(each.offset, int) for each in found):
                 return results
-            known[kind] = layouts
-        made = [torch.empty_strided(at.shape, at.stride, dtype=at.dtype, device=at.device) for at in known[kind]]
-        return made[0] if len(made) == 1 else tuple(made)
+            known[kind] = found
+        made = tuple(result.empty() for result in known[kind])
+        return made[0] if len(made) == 1 else made
 
     return fake
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What the function returned once: how it lies, and where in its storage, as a slice of something may."""
+
+    layout: Layout
+    offset: int | torch.SymInt
+    storage: int
+
+    @classmethod
+    def of(cls, result: torch.Tensor) -> _Result:
+        storage = result.untyped_storage().nbytes() // result.element_size()
+        return cls(Layout.of(result), result.storage_offset(), storage)
+
+    def empty(self) -> torch.Tensor:
+        at = self.layout
+        if not self.offset:
+            return torch.empty_strided(at.shape, at.stride, dtype=at.dtype, device=at.device)
+        whole = torch.empty(self.storage, dtype=at.dtype, device=at.device)
+        return whole.as_strided(at.shape, at.stride, self.offset)
 
 
 def _kind(value: Any) -> Any:

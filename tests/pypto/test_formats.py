@@ -40,7 +40,10 @@ pytestmark = [
     ],
 )
 def test_a_weight_in_nz_gives_the_bits_of_one_in_nd(name: str, shape: str, tokens: int) -> None:
-    launch = KERNELS[name].launch(ASCEND_910B, **arguments(name, geometry(shape), tokens, torch.bfloat16))
+    values = arguments(name, geometry(shape), tokens, torch.bfloat16)
+    if name == "gate_topk":
+        values["w"] = values["w"].bfloat16()  # PyPTO multiplies fp32, as the family's routers are, in ND alone
+    launch = KERNELS[name].launch(ASCEND_910B, **values)
     request = request_of(launch, Mode.COMPILE)
     expected = checked(run(request), launch, Mode.COMPILE).tensors
     inputs = tuple(in_nz(x) if place in launch.matrices else x for place, x in enumerate(request.inputs))

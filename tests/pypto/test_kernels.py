@@ -6,6 +6,7 @@ Nothing here ran on an NPU.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -106,7 +107,7 @@ def test_every_pass_keeps_the_numerics(name: str, tokens: int) -> None:
 def test_every_pass_keeps_the_numerics_of_sliced_products(name: str) -> None:
     wide = replace(geometry("tiny"), hidden=2048, experts=16)
     launch = KERNELS[name].launch(ASCEND_910B, **arguments(name, wide, 5, torch.bfloat16))
-    assert "slices=2" in str(launch.kernel)
+    assert re.search("slices=(?!1\\b)", str(launch.kernel))
     found = check(name, wide, 5, passes=True)
     assert found.passed, found
 

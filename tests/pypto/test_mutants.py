@@ -149,8 +149,8 @@ MUTANTS = {
     ),
     "a slice of hidden left out": (
         "gate_topk",
-        "index * depth, depth)\n            right",
-        "0, depth)\n            right",
+        "[0, index * depth])\n            product",
+        "[0, 0])\n            product",
     ),
     "keys with the queries' weight": (
         "norm_qkv_rope",
