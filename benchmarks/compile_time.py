@@ -35,12 +35,12 @@ def compile_once(layers: int) -> dict[str, Any]:
     torch._dynamo.reset()
     compiled: Any = torch.compile(model, backend="glmfuse", options={"engine": "eager", "report": report})
     start = time.perf_counter()
-    compiled(token, past_key_values=cache)
+    compiled(token, **huggingface.call_with(model, cache))
     total = time.perf_counter() - start
     torch._dynamo.reset()
     plain: Any = torch.compile(model, backend="aot_eager")
     start = time.perf_counter()
-    plain(token, past_key_values=huggingface.static_cache(model, 2, 32))
+    plain(token, **huggingface.call_with(model, huggingface.static_cache(model, 2, 32)))
     rest = time.perf_counter() - start
     seconds = copy.copy(report.graphs[0].seconds)
     seconds.pop("engine")

@@ -58,7 +58,7 @@ class Way:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits of one call; the cache grows."""
         with torch.no_grad():
-            logits: torch.Tensor = self.model(tokens, past_key_values=self.cache).logits
+            logits: torch.Tensor = self.model(tokens, **huggingface.call_with(self.model, self.cache)).logits
         return logits
 
 

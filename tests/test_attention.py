@@ -72,12 +72,12 @@ def test_thirty_two_steps_of_decoding(implementation: str, experts: str) -> None
     compiled = torch.compile(model, backend="glmfuse", options=options)
     cache = huggingface.static_cache(model, BATCH, 40)
     with torch.no_grad():
-        logits = model(huggingface.random_tokens(model, BATCH, 5), past_key_values=cache).logits
+        logits = model(huggingface.random_tokens(model, BATCH, 5), **huggingface.call_with(model, cache)).logits
         other = copy.deepcopy(cache)
         for _ in range(32):
             token = logits[:, -1:].argmax(-1)
-            logits = model(token, past_key_values=cache).logits
-            found = compiled(token, past_key_values=other).logits
+            logits = model(token, **huggingface.call_with(model, cache)).logits
+            found = compiled(token, **huggingface.call_with(model, other)).logits
             assert close([found], [logits])
     assert len(report.graphs) == 1
     for ours, theirs in zip(other.layers, cache.layers, strict=True):
@@ -93,14 +93,14 @@ def test_sequences_of_unlike_lengths() -> None:
     seen[0, :3] = 0
     report = Report()
     with torch.no_grad():
-        model(huggingface.random_tokens(model, BATCH, 7), past_key_values=cache, attention_mask=seen)
+        model(huggingface.random_tokens(model, BATCH, 7), **huggingface.call_with(model, cache), attention_mask=seen)
         token = huggingface.random_tokens(model, BATCH, 1)
         mask = torch.cat([seen, torch.ones(BATCH, 1, dtype=torch.int64)], 1)
         other = copy.deepcopy(cache)
         torch._dynamo.reset()
         compiled = torch.compile(model, backend="glmfuse", options={"engine": "eager", "report": report})
-        found = compiled(token, past_key_values=other, attention_mask=mask).logits
-        assert close([found], [model(token, past_key_values=cache, attention_mask=mask).logits])
+        found = compiled(token, **huggingface.call_with(model, other), attention_mask=mask).logits
+        assert close([found], [model(token, **huggingface.call_with(model, cache), attention_mask=mask).logits])
     assert report.count("chosen")["attention"] == LAYERS
     assert close([layer.keys for layer in other.layers], [layer.keys for layer in cache.layers])
 

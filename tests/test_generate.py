@@ -69,9 +69,9 @@ def test_tokens_equal_eagers_with_inductor_in_fp32() -> None:
 def forced_logits(run: Callable[..., Any], model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """The logits of each new token when the tokens are given: a prefill, then decode steps."""
     cache = huggingface.static_cache(model, BATCH, PROMPT + NEW_TOKENS)
-    logits = [run(input_ids=tokens[:, :PROMPT], past_key_values=cache).logits[:, -1]]
+    logits = [run(input_ids=tokens[:, :PROMPT], **huggingface.call_with(model, cache)).logits[:, -1]]
     for position in range(PROMPT, tokens.shape[1] - 1):
-        step = run(input_ids=tokens[:, position : position + 1], past_key_values=cache)
+        step = run(input_ids=tokens[:, position : position + 1], **huggingface.call_with(model, cache))
         logits.append(step.logits[:, -1])
     return torch.stack(logits).double()
 

@@ -50,8 +50,11 @@ def held_by_layer(model: Any) -> Counter[str]:
     for name, weight in model.named_parameters():
         if (layer := layer_of(name)) is not None:
             held[layer] += weight.nbytes
-    for index, cache in enumerate(decode_static(model)["past_key_values"].layers):
-        held[f"model.layers.{index}"] += cache.keys.nbytes + cache.values.nbytes
+    given = decode_static(model)
+    given.pop("input_ids")
+    (cache,) = given.values()
+    for index, layer in enumerate(cache.layers):
+        held[f"model.layers.{index}"] += layer.keys.nbytes + layer.values.nbytes
     return held
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glmfuse.capture import as_tuple
 from glmfuse.lowering.aclnn.registry import KERNELS
 from glmfuse.matching.examples import variants
 from glmfuse.matching.layout import Layout
@@ -36,8 +37,7 @@ def called(pattern: str, scalars: Mapping[str, Any]) -> Callable[..., tuple[Tens
     """The kernel as a function of its tensors alone."""
 
     def call(**tensors: Tensor) -> tuple[Tensor, ...]:
-        result = KERNELS[pattern].fn(**tensors, **scalars)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
+        return as_tuple(KERNELS[pattern].fn(**tensors, **scalars))
 
     return call
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from glmfuse.capture import as_tuple
 from glmfuse.lowering.aclnn.registry import KERNELS
 from glmfuse.lowering.aclnn.target import ACLNN
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2, allowed
@@ -23,10 +24,6 @@ CASES = [
     for dtype in DTYPES
     if taken(name, variant, dtype)
 ]
-
-
-def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def errors(name: str, variant: Variant, dtype: torch.dtype, seed: int) -> list[tuple[torch.dtype, float]]:

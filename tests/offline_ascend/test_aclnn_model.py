@@ -31,8 +31,8 @@ def prefill(model: Any) -> dict[str, Any]:
 
 def decode(model: Any) -> dict[str, Any]:
     cache = huggingface.static_cache(model, BATCH, CACHE)
-    model(huggingface.random_tokens(model, BATCH, PROMPT).npu(), past_key_values=cache)
-    return {"input_ids": huggingface.random_tokens(model, BATCH, 1).npu(), "past_key_values": cache}
+    model(huggingface.random_tokens(model, BATCH, PROMPT).npu(), **huggingface.call_with(model, cache))
+    return {"input_ids": huggingface.random_tokens(model, BATCH, 1).npu(), **huggingface.call_with(model, cache)}
 
 
 def on_npu(dtype: torch.dtype, attention: str = "sdpa", **overrides: Any) -> Any:

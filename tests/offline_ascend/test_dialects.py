@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from glmfuse import dialects
+from glmfuse.capture import as_tuple
 from glmfuse.dialects.spelled import Spelled
 from glmfuse.lowering.tolerance import KERNEL_RELATIVE_L2, REQUANTISED_RELATIVE_L2, allowed
 from glmfuse.lowering.verify import _in_one_order, difference
@@ -34,10 +35,6 @@ SPELLED = [
     for variant in variants(spelled.pattern)
     if variant.spelling == spelled.function.__name__
 ]
-
-
-def as_tuple(result: Any) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def test_every_operator_of_the_dialects_is_there_and_traces() -> None:

@@ -43,7 +43,7 @@ def prompt(model: Any, tokens: int = PROMPT) -> dict[str, Any]:
 
 def filled(model: Any, length: int = CACHE) -> transformers.StaticCache:
     cache = huggingface.static_cache(model, BATCH, length)
-    model(huggingface.random_tokens(model, BATCH, PROMPT), past_key_values=cache)
+    model(huggingface.random_tokens(model, BATCH, PROMPT), **huggingface.call_with(model, cache))
     return cache
 
 
@@ -102,12 +102,15 @@ def test_decoding_replays_one_capture_and_writes_the_cache_as_eager_does(experts
     call, report = compiled(model, targets=PLAIN)
     ours = filled(model)
     theirs = copy.deepcopy(ours)
-    before = {"input_ids": huggingface.random_tokens(model, BATCH, 1), "past_key_values": copy.deepcopy(ours)}
+    before = {
+        "input_ids": huggingface.random_tokens(model, BATCH, 1),
+        **huggingface.call_with(model, copy.deepcopy(ours)),
+    }
     for step in range(STEPS):
         ids = huggingface.random_tokens(model, BATCH, 1)
         with record() as log:
-            found = call(input_ids=ids, past_key_values=ours).logits
-        expected = model(input_ids=ids, past_key_values=theirs).logits
+            found = call(input_ids=ids, **huggingface.call_with(model, ours)).logits
+        expected = model(input_ids=ids, **huggingface.call_with(model, theirs)).logits
         assert (log.captures > 0) is (step == 0)
         assert torch.equal(found.cpu(), expected.cpu())
         assert all(map(torch.equal, contents(ours), contents(theirs)))
@@ -122,10 +125,10 @@ def test_capture_and_replay_of_torch_npus_operators_give_the_bits_of_eager_calls
     cache = filled(model)
     copies = copy.deepcopy(cache), copy.deepcopy(cache)
     ids = [huggingface.random_tokens(model, BATCH, 1) for _ in range(STEPS)]
-    found = [call(input_ids=one, past_key_values=copies[0]).logits.cpu() for one in ids]
+    found = [call(input_ids=one, **huggingface.call_with(model, copies[0])).logits.cpu() for one in ids]
     torch._dynamo.reset()
     one_by_one, _ = compiled(model, targets=targets, engine="eager")
-    expected = [one_by_one(input_ids=one, past_key_values=copies[1]).logits.cpu() for one in ids]
+    expected = [one_by_one(input_ids=one, **huggingface.call_with(model, copies[1])).logits.cpu() for one in ids]
     assert all(map(torch.equal, found, expected))
     assert all(map(torch.equal, contents(copies[0]), contents(copies[1])))
     chosen = report.graphs[0].count("chosen")
@@ -145,12 +148,12 @@ def test_writing_a_cache_of_16384_tokens_copies_no_cache(targets: tuple[str, ...
     size = cache.layers[0].keys.numel() * cache.layers[0].keys.element_size()
     ids = huggingface.random_tokens(model, BATCH, 1)
     with record() as first:
-        call(input_ids=ids, past_key_values=cache)
+        call(input_ids=ids, **huggingface.call_with(model, cache))
     written = [op for op in first.captured if "index_copy" in op or "scatter_nd_update" in op]
     assert len(written) == 4, "keys and values of two layers"
     assert all("_." in op for op in written), "in place"
     with record() as again:
-        call(input_ids=ids, past_key_values=cache)
+        call(input_ids=ids, **huggingface.call_with(model, cache))
     assert again.allocated + sum(again.copied) < size / 16
     if targets == ("aclnn",):  # plain attention repeats keys and values, which is not the update's doing
         assert first.allocated < size

@@ -63,13 +63,13 @@ def test_decoding_with_a_static_cache_captures_once() -> None:
     caches = [huggingface.static_cache(model, 1, 16) for _ in range(2)]
     prompt = huggingface.random_tokens(model, 1, 5)
     for cache in caches:
-        model(prompt, past_key_values=cache)
+        model(prompt, **huggingface.call_with(model, cache))
     compiled = torch.compile(model, backend="npugraph_ex", fullgraph=True, dynamic=False)
     with record() as seen:
         for _ in range(4):
             token = huggingface.random_tokens(model, 1, 1)
-            found = compiled(token, past_key_values=caches[0]).logits
-            assert torch.equal(found, model(token, past_key_values=caches[1]).logits)
+            found = compiled(token, **huggingface.call_with(model, caches[0])).logits
+            assert torch.equal(found, model(token, **huggingface.call_with(model, caches[1])).logits)
     assert (seen.captures, seen.replays) == (1, 4)
     for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys)

@@ -52,7 +52,7 @@ def report_of(config: dict[str, Any], tokens: int, **options: Any) -> Report:
         model = huggingface.build_weightless(huggingface.make_config(config))
         cache = huggingface.static_cache(model, tokens, config["max_position_embeddings"])
         run = torch.compile(model, backend=compile_graph, options={"engine": "eager", "report": report, **options})
-        run(huggingface.random_tokens(model, tokens, 1), past_key_values=cache)
+        run(huggingface.random_tokens(model, tokens, 1), **huggingface.call_with(model, cache))
     return report
 
 

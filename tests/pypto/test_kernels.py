@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from glmfuse import Report, Target
+from glmfuse.capture import as_tuple
 from glmfuse.cli.main import main
 from glmfuse.lowering.pypto import kernels, target
 from glmfuse.lowering.pypto.checking import check, distance
@@ -141,18 +142,14 @@ def test_empty_and_strided_inputs(name: str) -> None:
     values = arguments(name, geometry("tiny"), 4, torch.bfloat16)
     spread = {key: _strided(value) if isinstance(value, torch.Tensor) else value for key, value in values.items()}
     dense, strided = (interpret(KERNELS[name].launch(ASCEND_910B, **given)) for given in (values, spread))
-    assert same_bits(_tuple(dense), _tuple(strided))
+    assert same_bits(as_tuple(dense), as_tuple(strided))
     if name in ("rms_norm", "swiglu_mlp"):
         empty = interpret(KERNELS[name].launch(ASCEND_910B, **{**values, "x": values["x"][:0]}))
-        assert all(tensor.shape[0] == 0 for tensor in _tuple(empty))
+        assert all(tensor.shape[0] == 0 for tensor in as_tuple(empty))
 
 
 def _strided(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
-
-def _tuple(result: Any) -> tuple[torch.Tensor, ...]:
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 def test_a_kernel_that_fails_does_not_disturb_the_next_call() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch._ops import OpOverload
 
 from glmfuse import Report, huggingface
+from glmfuse.capture import as_tuple
 from glmfuse.lowering.pypto import target
 from glmfuse.lowering.pypto.family import arguments, geometry
 from glmfuse.lowering.pypto.registry import KERNELS
@@ -53,12 +54,8 @@ def test_export_keeps_the_op(name: str) -> None:
 
     program = torch.export.export(Call(), tensors)
     assert next(node.target for node in program.graph.nodes if node.op == "call_function") is op
-    for ours, direct in zip(flat(program.module()(*tensors)), flat(op(*values)), strict=True):
+    for ours, direct in zip(as_tuple(program.module()(*tensors)), as_tuple(op(*values)), strict=True):
         assert torch.equal(ours, direct)
-
-
-def flat(result: Any) -> tuple[torch.Tensor, ...]:
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 
 def decode(model: Any, call: Any, forced: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +65,7 @@ def decode(model: Any, call: Any, forced: torch.Tensor | None = None) -> tuple[t
     given = torch.tensor([[3, 141, 59, 26, 53, 58], [27, 182, 81, 82, 84, 59]])
     with torch.no_grad():
         for step in range(16):
-            logits.append(call(input_ids=given, past_key_values=cache).logits[:, -1].float())
+            logits.append(call(input_ids=given, **huggingface.call_with(model, cache)).logits[:, -1].float())
             given = logits[-1].argmax(-1, keepdim=True) if forced is None else forced[:, step : step + 1]
             tokens.append(given)
     return torch.cat(tokens, dim=1), torch.stack(logits)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from glmfuse.capture import as_tuple
 from glmfuse.lowering.pypto import target
 from glmfuse.lowering.pypto.checking import distance
 from glmfuse.lowering.pypto.chip import ASCEND_910B
@@ -39,8 +40,7 @@ def found_of(name: str, values: dict[str, Any]) -> Any:
 
 
 def numbers(result: Any) -> list[torch.Tensor]:
-    tensors = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-    return [tensor for tensor in tensors if tensor.is_floating_point()]
+    return [tensor for tensor in as_tuple(result) if tensor.is_floating_point()]
 
 
 def drawn(name: str, tokens: int, seed: int = 1) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def places(name: str, model: Any) -> dict[str, Any]:
 def decode(name: str, model: Any) -> dict[str, Any]:
     """One more token over a StaticCache, which the prompt has shaped: latent attention keeps other sizes."""
     kept = transformers.StaticCache(config=model.config, max_cache_len=CACHE)
-    model(**places(name, model), past_key_values=kept)
-    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), "past_key_values": kept}
+    model(**places(name, model), **huggingface.call_with(model, kept))
+    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), **huggingface.call_with(model, kept)}
 
 
 PHASES = {"prefill": places, "decode": decode}

@@ -60,23 +60,23 @@ def prefill_static(model: Any, dynamic: bool = False) -> dict[str, Any]:
     ids = huggingface.random_tokens(model, BATCH, PROMPT)
     if dynamic:
         torch._dynamo.mark_dynamic(ids, 1)
-    return {"input_ids": ids, "past_key_values": huggingface.static_cache(model, BATCH, CACHE)}
+    return {"input_ids": ids, **huggingface.call_with(model, huggingface.static_cache(model, BATCH, CACHE))}
 
 
 def decode_static(model: Any, dynamic: bool = False) -> dict[str, Any]:
     cache = huggingface.static_cache(model, BATCH, CACHE)
-    model(huggingface.random_tokens(model, BATCH, PROMPT), past_key_values=cache)
-    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), "past_key_values": cache}
+    model(huggingface.random_tokens(model, BATCH, PROMPT), **huggingface.call_with(model, cache))
+    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), **huggingface.call_with(model, cache)}
 
 
 def decode_dynamic(model: Any, dynamic: bool = False) -> dict[str, Any]:
     cache = transformers.DynamicCache(config=model.config)
-    model(huggingface.random_tokens(model, BATCH, PROMPT), past_key_values=cache)
+    model(huggingface.random_tokens(model, BATCH, PROMPT), **huggingface.call_with(model, cache))
     if dynamic:
         for layer in cache.layers:
             for tensor in (layer.keys, layer.values):
                 torch._dynamo.mark_dynamic(tensor, 2)
-    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), "past_key_values": cache}
+    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), **huggingface.call_with(model, cache)}
 
 
 PHASES = (

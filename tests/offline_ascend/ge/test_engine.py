@@ -42,8 +42,8 @@ def prompt(model: Any) -> dict[str, Any]:
 
 def step(model: Any) -> dict[str, Any]:
     cache = huggingface.static_cache(model, BATCH, CACHE)
-    model(huggingface.random_tokens(model, BATCH, PROMPT), past_key_values=cache)
-    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), "past_key_values": cache}
+    model(huggingface.random_tokens(model, BATCH, PROMPT), **huggingface.call_with(model, cache))
+    return {"input_ids": huggingface.random_tokens(model, BATCH, 1), **huggingface.call_with(model, cache)}
 
 
 PHASES = {"prefill": (prompt, {}), "decode": (step, {"ScatterNdUpdate": 4})}
