@@ -14,8 +14,9 @@ STAND_INS := $(ASCEND)/cann
 demo: $(VENV)/installed
 	@$(BIN)/glmfuse demo
 
+# Two processes on two cores: threads of torch's would only wait for each other.
 test: $(VENV)/installed $(OLDEST)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/test_oldest.py
 
 # torch_npu without CANN breaks `import torch`, so it has an environment of its own; torchair (ge) and npugraph_ex

@@ -57,10 +57,9 @@ def test_demo_by_default() -> None:
     assert "engine inductor" in done.stdout
 
 
-def test_explain_a_config_without_its_weights(config: Path) -> None:
-    done = run("explain", "--config", str(config), "--layers", "4", "--json")
-    assert done.returncode == 0, done.stderr
-    (graph,) = json.loads(done.stdout)["graphs"]
+def test_explain_a_config_without_its_weights(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--config", str(config), "--layers", "4", "--json"]) == 0
+    (graph,) = json.loads(capsys.readouterr().out)["graphs"]
     chosen = {name: counts["chosen"] for name, counts in graph["counts"].items()}
     expected = {"norm_qkv_rope": 4, "linear_add_rms_norm": 4, "moe": 1, "swiglu_mlp": 3, "add_rms_norm": 1}
     assert {name: chosen[name] for name in expected} == expected

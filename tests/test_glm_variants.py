@@ -29,20 +29,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "another eps": {"rms_norm_eps": 1e-3},
 }
 DTYPES = (torch.bfloat16, torch.float32)
+CALLS = ((torch.bfloat16, prefill), (torch.bfloat16, decode_static), (torch.float32, prefill))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("phase", [prefill, decode_static])
+@pytest.mark.parametrize(("dtype", "phase"), CALLS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variant_matches_fully(variant: str, phase: Any, dtype: torch.dtype) -> None:
+def test_variant_matches_fully(variant: str, dtype: torch.dtype, phase: Any) -> None:
     model = shallow(dtype, **VARIANTS[variant])
     check_fused(capture(model, **phase(model))[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("phase", [prefill, decode_static])
+@pytest.mark.parametrize(("dtype", "phase"), CALLS)
 @pytest.mark.parametrize("variant", ["groups", "no qk-norm (Air)", "no attention bias"])
-def test_merged_weights_match_fully(variant: str, phase: Any, dtype: torch.dtype) -> None:
+def test_merged_weights_match_fully(variant: str, dtype: torch.dtype, phase: Any) -> None:
     model = merge_weights(shallow(dtype, **VARIANTS[variant]))
     report = check_fused(capture(model, **phase(model))[0])
     fused = {row.pattern: row.variant for row in report.rows() if row.status == "chosen"}

@@ -58,7 +58,7 @@ def test_every_form_of_a_checkpoint_fuses_alike(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ONE_EACH)
+@pytest.mark.parametrize("case", ["w8a8", "w4a8_dynamic 1.0.0 in groups"])
 def test_sizes_may_vary(case: str) -> None:
     check_fused(case, captured(case, "prefill", dynamic=True))
 

@@ -103,9 +103,12 @@ def test_drafted_tokens_are_the_models_own(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ONE_EACH)
-def test_compiled_model_and_layer_draft_eagers_tokens(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers makes the MtpModel inside generate, so that its class is what can be compiled."""
+def test_compiled_model_and_layer_draft_eagers_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers makes the MtpModel inside generate, so that its class is what can be compiled.
+
+    One scheme: a model and an MTP layer of each are compiled apart, and drafting is not theirs.
+    """
+    case = "w8a8"
     model, prompt = copy.deepcopy(quantised(case)), torch.randint(0, 256, (1, 7))
     expected = model.generate(prompt, use_mtp=True, max_new_tokens=12, do_sample=False)
     reports = {"model": Report(), "mtp": Report()}

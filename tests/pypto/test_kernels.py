@@ -40,6 +40,8 @@ pytestmark = [
 ]
 
 TOKENS = (1, 2, 5, 8, 31, 32, 33)
+REAL = (("glm-4.5/tp8", 1), ("glm-4.5/tp8", 8), ("glm-4.5/tp8", 33), ("glm-4.5-air/tp8", 8))
+"""Few of the points that benchmarks/pypto_check.py has, of every shape of the family and up to 512 tokens."""
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -87,8 +89,7 @@ def test_a_router_with_an_fp32_weight_at_real_size(x: torch.dtype, tokens: int) 
     assert distance("gate_topk", found, values) <= KERNEL_RELATIVE_L2[torch.float32]
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 33])
-@pytest.mark.parametrize("shape", ["glm-4.5/tp8", "glm-4.5-air/tp8"])
+@pytest.mark.parametrize(("shape", "tokens"), REAL)
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_kernel_is_its_pattern_at_real_sizes(name: str, shape: str, tokens: int) -> None:
     found = check(name, shape, tokens, seed=tokens)

@@ -14,14 +14,15 @@ from glmfuse.lowering.pypto.registry import KERNELS
 from glmfuse.lowering.pypto.site import refusal
 from glmfuse.lowering.pypto.tiling import FP32, cube_tile
 
-SHAPES = ["tiny", *(f"{model}/tp{devices}" for model in MODELS if model != "tiny" for devices in DEVICES)]
+GEOMETRIES = {geometry("tiny"), *(geometry(f"{model}/tp{n}") for model in MODELS if model != "tiny" for n in DEVICES)}
+"""Of each shape once: 4.6 and 4.7 have the sizes of 4.5."""
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_shape_of_the_family_has_a_launch_or_a_reason(name: str, dtype: torch.dtype) -> None:
-    for shape, tokens in product(SHAPES, (1, 8, 33, 512)):
-        values = layouts(name, geometry(shape), tokens, dtype)
+    for at, tokens in product(GEOMETRIES, (1, 8, 33, 512)):
+        values = layouts(name, at, tokens, dtype)
         reason = refusal(ASCEND_910B, KERNELS[name], name, values)
         if reason is None:
             launch = KERNELS[name].launch(ASCEND_910B, **values)
