@@ -13,9 +13,10 @@ _GIB = 2**30
 
 def quantize_config(arguments: Namespace) -> int:
     """Write the checkpoint and say what it holds."""
-    from glmfuse.huggingface import read_config
-    from glmfuse.quantization.quantize import Job, form, quantize
-    from glmfuse.quantization.schemes import scheme
+    with quiet():  # transformers brings in torchao where it is installed
+        from glmfuse.huggingface import read_config
+        from glmfuse.quantization.quantize import Job, form, quantize
+        from glmfuse.quantization.schemes import scheme
 
     chosen = scheme(arguments.scheme)
     job = Job(

@@ -15,6 +15,8 @@ _NOISY = ("torch", "transformers", "torchao")
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep warnings and log lines of torch and transformers off the screen; errors still show."""
+    import torch  # noqa: F401  it sets the levels of its loggers when it is imported
+
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
